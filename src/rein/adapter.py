@@ -1,0 +1,279 @@
+"""The adapter: the paper's equations on tensors. Read this first.
+
+Method: Wei et al., "Stronger, Fewer, & Superior: Harnessing Vision Foundation Models for Domain Generalized Semantic
+Segmentation", CVPR 2024, arXiv 2312.04265. Written from the paper; the authors' code was not used.
+
+Nothing here knows a backbone: an adapter maps the patch tokens (B, N, C) of one layer to refined ones, and gives queries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from rein.config import ReinConfig
+from rein.errors import InputError
+
+
+class ReinAdapter(nn.Module):
+    """Rein's refinement f' = f + s D for L layers of one width C (arXiv 2312.04265, Eq. 3-10).
+
+    For the patch tokens f of layer l, with tokens T_l (m, C):
+
+        S  = softmax(f T_l^T / sqrt(C))                   similarity over all m tokens        (Eq. 3-4)
+        V  = T_l[2..m] W_t^T + b_t                        values; the first token is a null slot
+        D  = (S[:, 2..m] V + f) W_f^T + b_f
+        f' = f + s D
+
+    It is evaluated in a cheaper, exactly equal form: T = A B is never multiplied out, s and both MLPs are folded into matrices of
+    C columns before they meet f, and because the rows of S sum to 1 the biases ride along. No (N, C) tensor but f itself is
+    kept for the backward pass.
+
+    Args:
+        dim: C, the width of the layers' outputs.
+        num_layers: L.
+        config: what to build; the default is the authors'.
+        patch_size: P of the backbone in pixels; it only sets the range of the tokens' initial values.
+
+    Attributes:
+        scale: the learnable scalar s, or None where it is the constant 1 (`zero_init=True` or `share=False`).
+
+    Raises:
+        InputError: `dim`, `num_layers` or `patch_size` below 1.
+    """
+
+    def __init__(self, dim: int, num_layers: int, config: ReinConfig | None = None, *, patch_size: int = 16) -> None:
+        super().__init__()
+        for name, value in (("dim", dim), ("num_layers", num_layers), ("patch_size", patch_size)):
+            if value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1.")
+        config = config or ReinConfig()
+        self.dim, self.num_layers, self.config, self.patch_size = dim, num_layers, config, patch_size
+        if config.rank is None:
+            self.tokens = nn.Parameter(torch.empty(num_layers, config.num_tokens, dim))
+        else:
+            self.tokens_a = nn.Parameter(torch.empty(num_layers, config.num_tokens, config.rank))
+            self.tokens_b = nn.Parameter(torch.empty(num_layers, config.rank, dim))
+        self.token_mlp = self._per_layer(dim)  # W_t, b_t
+        self.delta_mlp = self._per_layer(dim)  # W_f, b_f
+        if config.query_dim is not None:
+            self.query_proj = self._per_layer(config.query_dim)  # W_q, b_q
+            self.query_merge = nn.Linear(3 * config.query_dim, config.query_dim)  # W_m, b_m
+        learns_scale = config.share and not config.zero_init
+        self.scale = nn.Parameter(torch.empty(())) if learns_scale else None
+        self.reset_parameters()
+
+    def _per_layer(self, out_features: int) -> nn.Linear | nn.ModuleList:
+        if self.config.share:
+            return nn.Linear(self.dim, out_features)
+        return nn.ModuleList(nn.Linear(self.dim, out_features) for _ in range(self.num_layers))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew: tokens uniform by patch size and width, linear layers as `nn.Linear` does."""
+        config, dim = self.config, self.dim
+        for linear in self.modules():
+            if isinstance(linear, nn.Linear):
+                linear.reset_parameters()
+        fan = dim if config.rank is None else math.sqrt(dim * config.rank)
+        bound = math.sqrt(6 / (3 * self.patch_size**2 + fan))
+        for tokens in self._tokens():
+            nn.init.uniform_(tokens, -bound, bound)
+        if self.scale is not None:
+            nn.init.constant_(self.scale, config.scale_init)
+        else:
+            start = 0.0 if config.zero_init else config.scale_init
+            for parameter in self.delta_mlp.parameters():
+                parameter.mul_(start)
+
+    def _tokens(self) -> tuple[nn.Parameter, ...]:
+        return (self.tokens,) if self.config.rank is None else (self.tokens_a, self.tokens_b)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The width of every layer, (L,)."""
+        return (self.dim,) * self.num_layers
+
+    def no_decay_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the authors' recipe does not decay: the tokens and s."""
+        return [*self._tokens(), *([] if self.scale is None else [self.scale])]
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, num_layers={self.num_layers}, patch_size={self.patch_size}, {self.config}"
+
+    def forward(self, x: Tensor, layer: int) -> Tensor:
+        """Refine the patch tokens of one layer.
+
+        Args:
+            x: patch tokens f, (..., N, C), in any floating dtype; prefix tokens are the caller's to leave out.
+            layer: l, from 0.
+
+        Returns:
+            f', (..., N, C), in the dtype of `x`. Under autocast the products run in autocast's dtype and are added to `x` in
+            the dtype of `x`.
+
+        Raises:
+            InputError: the last axis is not C wide.
+        """
+        if x.shape[-1] != self.dim:
+            raise InputError(
+                f"patch tokens are {x.shape[-1]} wide, shape {tuple(x.shape)}; this adapter was built for {self.dim}."
+            )
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            with torch.autocast(device, enabled=False):  # the folded matrices stay float32 until they are complete
+                return self._refine(x, layer, dtype)
+        return self._refine(x, layer, x.dtype)
+
+    def _refine(self, x: Tensor, layer: int, dtype: torch.dtype) -> Tensor:
+        flat = x.reshape(-1, self.dim)
+        features = flat.to(dtype)
+        same = dtype == x.dtype  # else addmm would round the residual to autocast's dtype
+        if self.config.use_softmax:
+            before, after, values, weight = self._folded_softmax(layer)
+            coefficients = _product(_product(features, before).softmax(-1), after)
+            out = torch.addmm(flat, coefficients, values.to(dtype)) if same else coefficients @ values.to(dtype)
+        else:  # the raw similarity is linear in f, so all of D is one affine map
+            bias, weight = self._folded_linear(layer)
+            out = flat + bias.to(dtype) if same else bias.to(dtype)
+        out = torch.addmm(out, features, weight.to(dtype).mT)
+        return (out if same else flat + out).to(x.dtype).reshape(x.shape)
+
+    def _mlps(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """W_t, b_t, s W_f, s b_f of one layer."""
+        token_mlp, delta_mlp = _at(self.token_mlp, layer), _at(self.delta_mlp, layer)
+        weight, bias = delta_mlp.weight, delta_mlp.bias
+        if self.scale is None:
+            return token_mlp.weight, token_mlp.bias, weight, bias
+        return token_mlp.weight, token_mlp.bias, self.scale * weight, self.scale * bias
+
+    def _folded_softmax(self, layer: int) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+        """The matrices of s D = softmax(f before...) after... values + f weight^T.
+
+        `before` has the product T^T / sqrt(C), (C, m); `after` has none, or with low-rank tokens one factor, (m, r + 2).
+        """
+        token_weight, token_bias, weight, bias = self._mlps(layer)
+        not_null = _null_mask(self._tokens()[0][layer])  # (m, 1): 0 for the first token, else 1
+        inner = 1 / math.sqrt(self.dim)
+        if self.config.rank is None:
+            tokens = self.tokens[layer]
+            values = (not_null * (tokens @ token_weight.mT + token_bias)) @ weight.mT + bias
+            return [tokens.mT * inner], [], values, weight
+        a, b = self.tokens_a[layer], self.tokens_b[layer]
+        mix = torch.cat((not_null * a, not_null, torch.ones_like(not_null)), 1)  # S mix = [S A0, 1 - S_1, 1]
+        values = torch.cat((torch.cat((b @ token_weight.mT, token_bias[None])) @ weight.mT, bias[None]))
+        return [b.mT * inner, a.mT], [mix], values, weight
+
+    def _folded_linear(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Bias (C,) and weight (C, C) with s D = f weight^T + bias, for the raw similarity S = f T^T."""
+        token_weight, token_bias, weight, bias = self._mlps(layer)
+        not_null = _null_mask(self._tokens()[0][layer])
+        if self.config.rank is None:
+            keys = self.tokens[layer]
+            values = not_null * (keys @ token_weight.mT + token_bias)
+        else:
+            a, keys = self.tokens_a[layer], self.tokens_b[layer]
+            mixed = a.mT @ torch.cat((not_null * a, not_null), 1)
+            values = mixed @ torch.cat((keys @ token_weight.mT, token_bias[None]))
+        return bias, weight + (weight @ values.mT) @ keys
+
+    def queries(self) -> Tensor:
+        """The queries linked to the tokens, (m, q), the same for every image (Eq. 8-10).
+
+        Raises:
+            InputError: the adapter was built with `query_dim=None`.
+        """
+        if self.config.query_dim is None:
+            raise InputError(
+                "this adapter has no queries (query_dim=None); build it with ReinConfig(query_dim=256) to have them."
+            )
+        projections = [_at(self.query_proj, layer) for layer in range(1 if self.config.share else self.num_layers)]
+        weight = torch.stack([projection.weight.mT for projection in projections])  # (1 or L, C, q)
+        bias = torch.stack([projection.bias for projection in projections])[:, None]
+        tokens = self._tokens()
+        z = tokens[-1] @ weight  # (L, m, q), or with low-rank tokens B's (L, r, q)
+        if len(tokens) == 2:
+            z = tokens[0] @ z
+        z = z + bias
+        merged = torch.stack((z.amax(0), z.mean(0), z[-1]), -1)  # interleaved: [max_1, mean_1, last_1, max_2, ...]
+        return self.query_merge(rearrange(merged, "m q three -> m (q three)"))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ReinAdapter:
+        # `model.half()` and `.to(bfloat16)` convert the backbone; adapter parameters stay float32, or training loses small steps
+        def in_full_precision(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.is_floating_point() and moved.dtype.itemsize < 4:
+                return tensor.to(moved.device, torch.float32)
+            return moved
+
+        return super()._apply(in_full_precision, recurse)
+
+
+class StagewiseAdapter(nn.Module):
+    """One `ReinAdapter` per stage, for backbones whose width changes: layers are numbered through, queries are summed.
+
+    Args:
+        widths: C of every layer in order; neighbours of equal width form a stage.
+        config: what to build in every stage.
+        patch_size: as in `ReinAdapter`.
+    """
+
+    def __init__(self, widths: Sequence[int], config: ReinConfig | None = None, *, patch_size: int = 16) -> None:
+        super().__init__()
+        self.config, self.widths = config or ReinConfig(), tuple(widths)
+        stages = [(width, len(list(group))) for width, group in groupby(self.widths)]
+        self.stages = nn.ModuleList(ReinAdapter(width, depth, self.config, patch_size=patch_size) for width, depth in stages)
+        self._place = [(stage, layer) for stage, (_, depth) in enumerate(stages) for layer in range(depth)]
+
+    def _stages(self) -> list[ReinAdapter]:
+        return [stage for stage in self.stages if isinstance(stage, ReinAdapter)]
+
+    @property
+    def num_layers(self) -> int:
+        """L, over all stages."""
+        return len(self.widths)
+
+    def no_decay_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the authors' recipe does not decay: the tokens and s of every stage."""
+        return [parameter for stage in self._stages() for parameter in stage.no_decay_parameters()]
+
+    def forward(self, x: Tensor, layer: int) -> Tensor:
+        """Refine the patch tokens (..., N, C_stage) of layer `layer`, counted through all stages from 0."""
+        stage, layer = self._place[layer]
+        return self.stages[stage](x, layer)  # through __call__, for hooks
+
+    def queries(self) -> Tensor:
+        """The sum of the stages' queries, (m, q)."""
+        return torch.stack([stage.queries() for stage in self._stages()]).sum(0)
+
+
+def build_adapter(widths: Sequence[int], config: ReinConfig, *, patch_size: int) -> ReinAdapter | StagewiseAdapter:
+    """The adapter for layers of these widths: a plain `ReinAdapter` where they are all equal."""
+    if len(set(widths)) == 1:
+        return ReinAdapter(widths[0], len(widths), config, patch_size=patch_size)
+    return StagewiseAdapter(widths, config, patch_size=patch_size)
+
+
+def _at(mlp: nn.Linear | nn.ModuleList, layer: int) -> nn.Linear:
+    """The linear layer that layer `layer` uses: the shared one, or its own."""
+    linear = mlp[layer] if isinstance(mlp, nn.ModuleList) else mlp
+    return cast(nn.Linear, linear)
+
+
+def _product(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    for factor in factors:
+        x = x @ factor.to(x.dtype)
+    return x
+
+
+def _null_mask(tokens: Tensor) -> Tensor:
+    mask = torch.ones(len(tokens), 1, dtype=tokens.dtype, device=tokens.device)
+    mask[0] = 0
+    return mask

@@ -1,0 +1,366 @@
+"""What a generated street looks like by clear day, in fog, at night, in rain and in snow.
+
+Each look is a function of a `View`, what the camera sees before light and weather, and of a random generator.
+None of them moves anything: labels and depth stay as they are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+ROAD, SIDEWALK, TERRAIN = 0, 1, 9  # train ids of the ground
+
+Generator = np.random.Generator
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class View:
+    """What a camera sees of a street: layers of H x W pixels, colours and shares in 0..1, lengths in metres.
+
+    Attributes:
+        albedo: `(H, W, 3)`, the colour of surfaces in even light; black where sky is.
+        sky: `(H, W)`, share of the pixel that is sky.
+        sun: `(H, W)`, how straight sunlight falls on the surface, 0 in shadow.
+        glow: `(H, W, 3)`, light that surfaces give off after dark.
+        cover: `(H, W)`, share of the pixel on which snow stays, other than ground.
+        label: `(H, W)` uint8, train ids.
+        depth: `(H, W)`, distance along the viewing direction.
+        a: `(W,)`, metres to the right per metre ahead, for each column.
+        b: `(H,)`, metres down per metre ahead, for each row; negative above the horizon.
+        camera_height: metres above the ground.
+        bend: the street's centre lies `bend * z * z` to the right at distance z.
+        lane: width of a lane.
+        lamps: `(N, 3)`, street lamps: right of the camera, above the ground, ahead.
+        sun_direction: towards the sun: right, up, ahead.
+    """
+
+    albedo: np.ndarray
+    sky: np.ndarray
+    sun: np.ndarray
+    glow: np.ndarray
+    cover: np.ndarray
+    label: np.ndarray
+    depth: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    camera_height: float
+    bend: float
+    lane: float
+    lamps: np.ndarray
+    sun_direction: Triple
+
+
+@lru_cache(maxsize=1)
+def noise_tile() -> np.ndarray:
+    """Return 512 x 512 cloudy noise, float32 in 0..1 with mean 0.5, that repeats without a seam."""
+    random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(20240501)))
+    spectrum = np.fft.rfft2(random.standard_normal((512, 512)))
+    frequency = np.hypot(np.fft.fftfreq(512)[:, None], np.fft.rfftfreq(512)[None])
+    frequency[0, 0] = np.inf
+    field = np.fft.irfft2(spectrum / np.maximum(frequency, 2.5 / 512) ** 1.15, s=(512, 512))
+    tile = np.clip(0.5 + 0.22 * field / field.std(), 0, 1).astype(np.float32)
+    tile.setflags(write=False)
+    return tile
+
+
+# --- the looks ------------------------------------------------------------------------------------------
+
+
+def day(view: View, random: Generator) -> np.ndarray:
+    """Clear day: sun and blue sky, with some clouds. Returns `(H, W, 3)` uint8, as all looks do."""
+    exposure = random.uniform(0.88, 1.1)
+    warmth = random.uniform(-0.04, 0.06)
+    ambient = np.array((0.56, 0.60, 0.66), np.float32)
+    sunlight = np.array((0.62 + warmth, 0.58, 0.50 - warmth), np.float32)
+    image = view.albedo * (ambient + sunlight * view.sun[..., None])
+    top, horizon = (0.30, 0.52, 0.82), (0.76, 0.86, 0.94)
+    clouds = random.uniform(0.25, 0.75)
+    _haze(image, view, horizon, 0.0016)
+    _add_sky(image, view, _sky(view, random, top, horizon, (0.97, 0.97, 0.98), clouds))
+    return _to_bytes(image * np.float32(exposure))
+
+
+def fog(view: View, random: Generator) -> np.ndarray:
+    """Fog by Koschmieder's law, I = J t + A (1 - t) with t = exp(-beta depth); beta varies by seed."""
+    beta = random.uniform(0.022, 0.06)
+    grey, tint = random.uniform(0.70, 0.82), random.uniform(-0.02, 0.02)
+    airlight = (grey + tint, grey + 0.005, grey - tint + 0.01)
+    image = view.albedo * np.array((0.78, 0.80, 0.82), np.float32)
+    image += view.glow * np.float32(0.25)
+    _haze(image, view, airlight, beta)
+    _add_sky(image, view, np.asarray(airlight, np.float32))
+    return _to_bytes(image)
+
+
+def night(view: View, random: Generator) -> np.ndarray:
+    """Night: faint blue light, pools of light under street lamps, headlights, lit windows, sensor noise."""
+    strength = random.uniform(0.85, 1.15)
+    light = np.empty_like(view.albedo)
+    light[:] = np.array((0.17, 0.20, 0.29), np.float32) * np.float32(strength)
+    light += _lamp_light(view) * np.array((1.0, 0.80, 0.52), np.float32)
+    light += _headlight(view)[..., None] * np.array((0.95, 0.93, 0.84), np.float32)
+    image = view.albedo * light
+    image = image / (1.0 + 0.35 * image)  # the sensor saturates softly under the lamps
+    top, horizon = (0.035, 0.05, 0.11), (0.15, 0.13, 0.15)
+    _add_sky(image, view, _sky(view, random, top, horizon, (0.13, 0.12, 0.15), random.uniform(0.2, 0.7)))
+    rows = len(view.b)
+    image += view.glow * np.float32(0.9)
+    image += _blur(view.glow, rows / 90) * np.float32(0.8) + _blur(view.glow, rows / 22) * np.float32(0.9)
+    _add_lamp_halos(image, view)
+    noise = random.standard_normal(image.shape, dtype=np.float32)
+    image += noise * (0.012 + 0.02 * np.sqrt(np.clip(image, 0, 1)))
+    return _to_bytes(image)
+
+
+def rain(view: View, random: Generator) -> np.ndarray:
+    """Rain: grey light, wet ground that mirrors what stands on it, haze, streaks, drops on the lens."""
+    strength = random.uniform(0.7, 1.0)
+    image = view.albedo * np.array((0.60, 0.63, 0.67), np.float32)
+    ground = _is_ground(view)
+    image *= np.where(ground, 0.72, 0.92).astype(np.float32)[..., None]
+    grey = image.mean(axis=2, keepdims=True)
+    image += np.float32(0.35) * (grey - image)
+    image += view.glow * np.float32(0.5)
+    airlight = (0.56, 0.59, 0.62)
+    _haze(image, view, airlight, random.uniform(0.007, 0.014))
+    _add_sky(image, view, _sky(view, random, (0.47, 0.50, 0.55), airlight, (0.64, 0.66, 0.69), 0.8))
+    image += _blur(view.glow, len(view.b) / 40) * np.float32(0.35)
+    _mirror_in_wet_ground(image, view, ground, random)
+    image += (_streaks(view, random) * np.float32(0.30 * strength))[..., None] * (0.85 - image)
+    return _lens_drops(_to_bytes(image), random)
+
+
+def snow(view: View, random: Generator) -> np.ndarray:
+    """Snow: white ground with tyre tracks, white roofs and crowns, overcast light, haze, falling flakes."""
+    cover = _snow_cover(view, random)[..., None]
+    white = np.array((0.97, 0.985, 1.0), np.float32)
+    # A little of the ground's own grain shows through, else snow looks like paper.
+    albedo = view.albedo + cover * (white * (0.94 + 0.12 * (view.albedo.mean(2, keepdims=True) - 0.4)) - view.albedo)
+    light = np.array((0.80, 0.83, 0.88), np.float32) + np.float32(0.10) * view.sun[..., None]
+    image = albedo * light + view.glow * np.float32(0.3)
+    airlight = (0.83, 0.85, 0.88)
+    _haze(image, view, airlight, random.uniform(0.006, 0.014))
+    _add_sky(image, view, _sky(view, random, (0.72, 0.75, 0.80), airlight, (0.86, 0.88, 0.90), 0.7))
+    flakes = _flakes(view, random)[..., None]
+    image += flakes * (np.float32(0.98) - image)
+    return _to_bytes(image)
+
+
+LOOKS: dict[str, Callable[[View, Generator], np.ndarray]] = {
+    "day": day,
+    "fog": fog,
+    "night": night,
+    "rain": rain,
+    "snow": snow,
+}
+
+
+# --- light and air --------------------------------------------------------------------------------------
+
+
+def _to_bytes(image: np.ndarray) -> np.ndarray:
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _blur(layer: np.ndarray, radius: float) -> np.ndarray:
+    blurred = Image.fromarray(_to_bytes(layer)).filter(ImageFilter.GaussianBlur(radius))
+    return np.asarray(blurred, np.float32) * np.float32(1 / 255)
+
+
+def _is_ground(view: View) -> np.ndarray:
+    return (view.label == ROAD) | (view.label == SIDEWALK) | (view.label == TERRAIN)
+
+
+def _haze(image: np.ndarray, view: View, airlight: Triple, beta: float) -> None:
+    """Scatter in place, Koschmieder's law; the sky's share of a pixel is left for `_add_sky`."""
+    clear = np.exp(view.depth * np.float32(-beta))
+    scattered = (1 - clear) * (1 - view.sky)
+    # A pixel that is part sky has little surface to shine through: its albedo is already that share.
+    image *= np.where(view.sky < 1, clear, 1.0)[..., None]
+    image += scattered[..., None] * np.asarray(airlight, np.float32)
+
+
+def _add_sky(image: np.ndarray, view: View, sky: np.ndarray) -> None:
+    image += view.sky[..., None] * sky
+
+
+def _sky(
+    view: View, random: Generator, top: Triple, horizon: Triple, cloud: Triple, amount: float
+) -> np.ndarray:
+    """Return the sky for the whole image, `(H, W, 3)`: a gradient, and clouds that shrink to the horizon."""
+    rise = np.clip(-view.b, 0, None).astype(np.float32)
+    share = np.clip(rise / 0.5, 0, 1)[:, None] ** 0.7
+    gradient = (1 - share) * np.asarray(horizon, np.float32) + share * np.asarray(top, np.float32)
+    shift = random.uniform(0, 512, 2)
+    rows = int((rise > 0).sum())
+    sky = np.empty((len(view.b), len(view.a), 3), np.float32)
+    sky[:] = gradient[:, None]
+    above = 1.0 / (rise[:rows, None] + 0.14)
+    density = _sample(view.a * above * 26 + shift[0], above * 34 + shift[1])
+    density = np.clip((density - (0.86 - 0.52 * amount)) * 3.2, 0, 1) * np.clip(rise[:rows, None] * 9, 0, 1)
+    sky[:rows] += (0.92 * density)[..., None] * (np.asarray(cloud, np.float32) - sky[:rows])
+    return sky
+
+
+def _sample(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the noise tile at real coordinates, linear between its cells."""
+    tile = noise_tile()
+    x, y = np.broadcast_arrays(x, y)
+    left, top = np.floor(x), np.floor(y)
+    u, v = (x - left).astype(np.float32), (y - top).astype(np.float32)
+    left, top = left.astype(np.int32) & 511, top.astype(np.int32) & 511
+    right, below = (left + 1) & 511, (top + 1) & 511
+    upper = tile[top, left] * (1 - u) + tile[top, right] * u
+    return upper * (1 - v) + (tile[below, left] * (1 - u) + tile[below, right] * u) * v
+
+
+# --- night ----------------------------------------------------------------------------------------------
+
+
+def _lamp_light(view: View) -> np.ndarray:
+    """Return the light of the street lamps on every surface, `(H, W, 1)`: inverse square, only downwards."""
+    x, up = view.a * view.depth, view.camera_height - view.b[:, None] * view.depth
+    light = np.zeros_like(view.depth)
+    for lamp_x, lamp_up, lamp_z in view.lamps:
+        below = lamp_up - up
+        across, ahead = x - lamp_x, view.depth - lamp_z
+        square = across * across + below * below + ahead * ahead
+        light += 30.0 * np.clip(below, 0, 6) / ((square + 6.0) * np.sqrt(square + 6.0)) * 2.2
+    light[view.sky >= 1] = 0
+    return np.minimum(light, 1.5)[..., None]
+
+
+def _headlight(view: View) -> np.ndarray:
+    """Return the light of the camera's own car, `(H, W)`."""
+    up = view.camera_height - view.b[:, None] * view.depth
+    beam = np.clip(1 - (view.a / 0.85) ** 2, 0, 1) * np.clip(1.35 - 0.4 * up, 0.12, 1)
+    return (beam * 0.9 / (1 + (view.depth / 17) ** 2)).astype(np.float32)
+
+
+def _add_lamp_halos(image: np.ndarray, view: View) -> None:
+    """Add the glow around street lamps that nothing hides, and the faint cone of light below each."""
+    rows, columns = view.depth.shape
+    step_a, step_b = view.a[1] - view.a[0], view.b[1] - view.b[0]
+    warm = np.array((1.0, 0.82, 0.55), np.float32)
+    for x, up, z in view.lamps:
+        column = (x / z - view.a[0]) / step_a
+        row = ((view.camera_height - up) / z - view.b[0]) / step_b
+        if not (0 <= column < columns and 0 <= row < rows) or view.depth[int(row), int(column)] < z - 0.7:
+            continue
+        metre = 1 / (z * step_b)
+        reach = int(np.clip(3.2 * metre, 4, rows * 0.5))
+        top, bottom = max(0, int(row) - reach), min(rows, int(row + 5.5 * metre) + 1)
+        left, right = max(0, int(column) - reach), min(columns, int(column) + reach + 1)
+        v = (np.arange(top, bottom, dtype=np.float32) - row)[:, None]
+        u = (np.arange(left, right, dtype=np.float32) - column)[None]
+        distance = np.sqrt(u * u + v * v) / reach
+        halo = 0.55 * np.clip(1 - distance, 0, 1) ** 3 + 0.8 * np.clip(1 - distance * 4, 0, 1)
+        drop = np.clip(v / (6 * metre), 0, 1)
+        cone = np.clip(1.2 - np.abs(u) / (0.15 * metre + 0.45 * np.maximum(v, 0) + 1), 0, 1)
+        halo = halo + 0.10 * cone * (v > 0) * (1 - drop)
+        image[top:bottom, left:right] += halo[..., None] * warm
+
+
+# --- rain -----------------------------------------------------------------------------------------------
+
+
+def _mirror_in_wet_ground(image: np.ndarray, view: View, ground: np.ndarray, random: Generator) -> None:
+    """Mix into ground pixels, in place, what stands above them, mirrored at its foot and blurred."""
+    rows, columns = view.label.shape
+    row = np.arange(rows, dtype=np.int32)[:, None]
+    foot = np.maximum.accumulate(np.where(ground, np.int32(-1), row), axis=0)
+    source = np.clip(2 * foot - row + 1, 0, rows - 1)
+    mirrored = Image.fromarray(_to_bytes(np.take_along_axis(image, source[..., None], axis=0)))
+    squeezed = mirrored.resize((max(2, columns // 2), max(2, rows // 8)), Image.Resampling.BOX)
+    smooth = np.asarray(squeezed.resize((columns, rows), Image.Resampling.BILINEAR), np.float32) / np.float32(255)
+    mirrored = np.asarray(mirrored, np.float32) / np.float32(255)
+
+    shift = random.uniform(0, 512, 2)
+    puddle = _sample(view.a * view.depth * 3.5 + shift[0], view.depth * 2.5 + shift[1])
+    puddle = np.clip((puddle - 0.52) * 5, 0, 1) * (view.label == ROAD)
+    wetness = np.select([view.label == ROAD, view.label == SIDEWALK], [0.52, 0.34], 0.0)
+    grazing = 0.45 + 0.55 * np.exp(-4.5 * np.clip(view.b, 0, None))[:, None]  # after Fresnel
+    share = ((wetness + 0.22 * puddle) * grazing * (1 - view.sky)).astype(np.float32)[..., None]
+    sharp = (0.25 + 0.5 * puddle).astype(np.float32)[..., None]
+    image += share * (smooth + sharp * (mirrored - smooth) - image)
+
+
+def _streaks(view: View, random: Generator) -> np.ndarray:
+    """Return falling rain as an opacity, `(H, W)`."""
+    rows, columns = view.label.shape
+    layer = Image.new("L", (columns, rows), 0)
+    draw = ImageDraw.Draw(layer)
+    slant = random.uniform(-0.25, 0.25)
+    count = int(0.9 * (rows * columns) ** 0.5)
+    lengths = rows * random.uniform(0.03, 0.14, count)
+    starts = np.stack([random.uniform(-0.05, 1.05, count) * columns, random.uniform(-0.1, 1, count) * rows], 1)
+    for (x, y), length, tone in zip(starts.tolist(), lengths.tolist(), random.integers(70, 255, count).tolist()):
+        draw.line((x, y, x + slant * length, y + length), fill=tone, width=max(1, round(rows / 300)))
+    return np.asarray(layer, np.float32) * np.float32(1 / 255)
+
+
+def _lens_drops(image: np.ndarray, random: Generator) -> np.ndarray:
+    """Put a few drops on the lens: each shows its surroundings small, blurred and upside down."""
+    rows, columns = image.shape[:2]
+    for _ in range(int(random.integers(3, 9))):
+        radius = max(2, int(rows * random.uniform(0.014, 0.035)))
+        middle_x, middle_y = random.uniform(0, columns), random.uniform(0, rows)
+        left, top = int(middle_x) - radius, int(middle_y) - radius
+        if left < 0 or top < 0 or left + 2 * radius >= columns or top + 2 * radius >= rows:
+            continue
+        offset = (np.arange(2 * radius, dtype=np.float32) + 0.5) / radius - 1
+        edge = np.clip((1 - np.hypot(offset[:, None] * 0.9, offset[None])) * radius * 0.5, 0, 1) * 0.75
+        reach = 4
+        far_rows = np.clip(middle_y - offset * radius * reach, 0, rows - 1).astype(np.intp)
+        far_columns = np.clip(middle_x - offset * radius * reach, 0, columns - 1).astype(np.intp)
+        drop = image[np.ix_(far_rows, far_columns)].astype(np.float32)
+        drop = drop * (0.92 + 0.2 * offset[:, None, None])
+        patch = image[top : top + 2 * radius, left : left + 2 * radius]
+        patch[:] = np.clip(patch + edge[..., None] * (drop - patch), 0, 255).astype(np.uint8)
+    return image
+
+
+# --- snow -----------------------------------------------------------------------------------------------
+
+
+def _snow_cover(view: View, random: Generator) -> np.ndarray:
+    """Return the share of every pixel that snow hides, `(H, W)`; cars have cleared tracks on the road."""
+    z = view.depth
+    x = view.a * z - view.bend * z * z
+    shift = random.uniform(0, 512, 2)
+    patchy = _sample(x * 9 + shift[0], z * 4 + shift[1]) - 0.5
+    place = np.abs(np.abs((x / view.lane + 0.5) % 1.0 - 0.5) * view.lane - 0.75)
+    track = np.clip(1.5 - place / 0.26, 0, 1)
+    depth_of_snow = random.uniform(0.78, 0.95)
+    road = depth_of_snow - (0.34 + 0.25 * random.random()) * track + 0.5 * patchy
+    beside = 0.93 + 0.25 * patchy
+    cover = np.select([view.label == ROAD, view.label == SIDEWALK, view.label == TERRAIN], [road, beside, beside], 0)
+    return np.clip(np.maximum(cover, view.cover), 0, 0.97).astype(np.float32)
+
+
+def _flakes(view: View, random: Generator) -> np.ndarray:
+    """Return falling snow as an opacity, `(H, W)`: many small far flakes, few large near ones."""
+    rows, columns = view.label.shape
+    unit = rows / 128
+    opacity = np.zeros((rows, columns), np.float32)
+    density = random.uniform(0.6, 1.2)
+    for distance, radius, per_area, strength in ((18, 0.35, 0.014, 0.75), (8, 0.75, 0.004, 0.8), (3, 1.7, 0.0006, 0.55)):
+        layer = Image.new("L", (columns, rows), 0)
+        draw = ImageDraw.Draw(layer)
+        count = int(per_area * density * rows * columns / unit**2) + 1
+        xs, ys = random.uniform(0, columns, count), random.uniform(0, rows, count)
+        sizes = radius * unit * random.uniform(0.7, 1.4, count)
+        for x, y, size in zip(xs.tolist(), ys.tolist(), sizes.tolist()):
+            if size < 0.75:
+                draw.point((x, y), fill=int(90 + 200 * size))
+            else:
+                draw.ellipse((x - size, y - size * 1.15, x + size, y + size * 1.15), fill=255)
+        if radius * unit > 0.6:
+            layer = layer.filter(ImageFilter.GaussianBlur(0.4 * radius * unit))
+        falling = np.asarray(layer, np.float32) * np.float32(strength / 255)
+        opacity = np.maximum(opacity, falling * (view.depth > distance * 0.5))
+    return opacity

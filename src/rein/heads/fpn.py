@@ -1,0 +1,80 @@
+"""Semantic FPN, the paper's second decoder.
+
+Source: Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR 2019, arXiv 1901.02446.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rein.heads.base import Head
+from rein.heads.pyramid import FeaturePyramid
+
+
+class FPNHead(Head):
+    """Lateral 1 x 1 convolutions, a top-down path, upsampling towers to the finest map, and their sum.
+
+    Four maps of one size, as a plain ViT gives, are first made a pyramid (`FeaturePyramid`).
+
+    Args:
+        in_channels: channels of each map, finest first; usually four.
+        num_classes: K.
+        channels: of the top-down path.
+        tower_channels: of the towers that bring each level to the finest.
+        dropout: probability of dropping a channel before the classifier, in training.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        channels: int = 256,
+        tower_channels: int = 128,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(in_channels, num_classes, channels=channels, tower_channels=tower_channels, dropout=dropout)
+        levels = range(len(self.in_channels))
+        self.pyramid = FeaturePyramid([4 / 2**level for level in levels])
+        self.laterals = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in self.in_channels)
+        self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in levels)
+        self.towers = nn.ModuleList(
+            nn.Sequential(*(_block(channels if step == 0 else tower_channels, tower_channels) for step in range(max(1, level))))
+            for level in levels
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(tower_channels, num_classes, 1)
+
+    def forward(self, maps: Sequence[Tensor], queries: Tensor | None = None) -> Tensor:
+        """Maps (B, C_i, h_i, w_i) -> logits (B, K, h, w) at the size of the finest level; `queries` are not used."""
+        self.check_maps(maps)
+        levels = [lateral(m) for lateral, m in zip(self.laterals, self.pyramid(maps), strict=True)]
+        for level in range(len(levels) - 1, 0, -1):
+            finer = levels[level - 1]
+            levels[level - 1] = finer + F.interpolate(levels[level], finer.shape[-2:], mode="nearest")
+        total = None
+        for smooth, tower, x in zip(self.smooth, self.towers, levels, strict=True):
+            x = smooth(x)
+            for block in tower.children():
+                x = block(x)
+                if x.shape[-2:] != levels[0].shape[-2:]:
+                    x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            if x.shape[-2:] != levels[0].shape[-2:]:  # odd sizes
+                x = F.interpolate(x, levels[0].shape[-2:], mode="bilinear", align_corners=False)
+            total = x if total is None else total + x
+        return self.classifier(self.dropout(total))
+
+
+def _block(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+        nn.GroupNorm(_groups(out_channels), out_channels),
+        nn.ReLU(),
+    )
+
+
+def _groups(channels: int) -> int:
+    """32 groups, as the paper's, or the most below that divide the channels."""
+    return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)

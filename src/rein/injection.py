@@ -1,0 +1,217 @@
+"""Put an adapter into a backbone in place, take it out again, and keep the backbone frozen in between.
+
+Each block gets one forward hook; nothing is subclassed, replaced or renamed. Hooks, adapter and book-keeping are plain picklable
+objects that hang on the model itself, so a copy of the model is complete and independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rein import backbones
+from rein.adapter import ReinAdapter, StagewiseAdapter, build_adapter
+from rein.backbones import Site
+from rein.config import ReinConfig
+from rein.errors import WrapError
+from rein.modes import modes_restored
+
+Model = TypeVar("Model", bound=nn.Module)
+Adapter = ReinAdapter | StagewiseAdapter
+
+ADAPTER, INJECTION = "rein", "rein_injection"
+
+
+class BlockHook:
+    """Forward hook of one block: refines the patch rows of its output and passes the prefix rows through.
+
+    It keeps no state between calls, since under gradient checkpointing it runs twice.
+    """
+
+    def __init__(self, adapter: Adapter, layer: int, num_prefix_tokens: int) -> None:
+        self.adapter, self.layer, self.num_prefix_tokens = adapter, layer, num_prefix_tokens
+        self.enabled = True
+
+    def __call__(self, block: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        if not self.enabled:
+            return output
+        prefix = self.num_prefix_tokens
+        if not prefix:
+            return self.adapter(output, self.layer)
+        return torch.cat((output[:, :prefix], self.adapter(output[:, prefix:], self.layer)), 1)
+
+
+class Injection(nn.Module):
+    """What `wrap` did to a model, and how to undo it. A child of the model without parameters.
+
+    It is a module because `train()` is told to modules: whenever the model's mode changes, what is frozen goes back to eval mode.
+
+    Attributes:
+        sites: where the adapter acts, in the order of its layers.
+        hooks: one per site.
+    """
+
+    def __init__(self, model: nn.Module, adapter: Adapter, sites: Sequence[Site]) -> None:
+        super().__init__()
+        self.sites = tuple(sites)
+        self.hooks = tuple(BlockHook(adapter, layer, site.num_prefix_tokens) for layer, site in enumerate(sites))
+        # Held in tuples, which nn.Module does not register. The handles must be kept: unpickled in a fresh process, they keep
+        # torch from giving their numbers to hooks that are added there.
+        self._handles = tuple(
+            model.get_submodule(site.path).register_forward_hook(hook) for site, hook in zip(sites, self.hooks, strict=True)
+        )
+        self._requires_grad = tuple((parameter, parameter.requires_grad) for parameter in model.parameters())
+        self._modes = tuple((module, module.training) for module in model.modules())
+        for parameter, _ in self._requires_grad:
+            parameter.requires_grad_(False)
+        self.freeze_modes()
+
+    def freeze_modes(self) -> None:
+        """Eval mode for every module that was there at `wrap` and holds nothing that trains."""
+        for module, _ in self._modes:
+            if not any(parameter.requires_grad for parameter in module.parameters()):
+                module.training = False
+
+    def train(self, mode: bool = True) -> Injection:
+        """Called by the model's own `train()`, after the children that were there before."""
+        super().train(mode)
+        self.freeze_modes()
+        return self
+
+    def undo(self) -> None:
+        """Remove the hooks and give back every `requires_grad` and mode as found."""
+        for handle in self._handles:
+            handle.remove()
+        for parameter, requires_grad in self._requires_grad:
+            parameter.requires_grad_(requires_grad)
+        for module, training in self._modes:
+            module.training = training
+
+
+def wrap(
+    model: Model,
+    config: ReinConfig | None = None,
+    *,
+    blocks: Sequence[str | nn.Module] | None = None,
+    num_prefix_tokens: int | None = None,
+) -> Model:
+    """Freeze `model` and let an adapter refine the output of each of its blocks, in place.
+
+    Afterwards only `model.rein`, a `ReinAdapter`, trains, and `model.train()` leaves the frozen part deterministic: no dropout, no
+    drop path, normalisation statistics untouched. Layers that are attached later, or unfrozen, train as usual. The adapter is
+    initialised from torch's global random state, on the blocks' device, in float32 (float64 in a float64 model).
+
+    Wrap before `torch.compile`. Of the two kinds of gradient checkpointing only the non-reentrant one, timm's default, gives an
+    adapter in a frozen backbone its gradients.
+
+    Args:
+        model: a timm model of a known family; with `blocks`, any model whose blocks give (B, N, C) tokens.
+        config: what to build; the default is the authors' (`ReinConfig()`).
+        blocks: the blocks or their names in the order in which they run, where they are not known.
+        num_prefix_tokens: rows before the patch tokens that pass through untouched, where they cannot be measured.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        UnsupportedBackboneError: a fact about the backbone is missing; the message says how to give it.
+        WrapError: the model is wrapped already, or compiled. The model is left as it was.
+    """
+    _refuse_wrapped(model)
+    _refuse_compiled(model)
+    sites = backbones.find_sites(model, blocks, num_prefix_tokens)
+    block = model.get_submodule(sites[0].path)
+    reference = next(chain(block.parameters(), model.parameters()), torch.empty(0))
+    adapter = build_adapter([site.width for site in sites], config or ReinConfig(), patch_size=backbones.patch_size(model)[0])
+    adapter.to(reference.device, torch.float64 if reference.dtype == torch.float64 else torch.float32)
+    injection = Injection(model, adapter, sites)
+    adapter.train(model.training)
+    setattr(model, ADAPTER, adapter)
+    setattr(model, INJECTION, injection)
+    return model
+
+
+def unwrap(model: Model) -> Model:
+    """Take the adapter out: the bare backbone again, with every `requires_grad` and mode as `wrap` found them.
+
+    Returns:
+        `model` itself. Keep `model.rein`, or save it, before if it is still wanted.
+
+    Raises:
+        WrapError: the model is not wrapped.
+    """
+    injection_of(model).undo()
+    delattr(model, ADAPTER)
+    delattr(model, INJECTION)
+    return model
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Inside, the model gives the bare backbone's outputs, bit for bit. May be nested.
+
+    On leaving, every `requires_grad` and mode is again as it was on entering.
+
+    Raises:
+        WrapError: the model is not wrapped.
+    """
+    hooks = injection_of(model).hooks
+    found = [hook.enabled for hook in hooks]
+    requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with modes_restored(model):
+        for hook in hooks:
+            hook.enabled = False
+        try:
+            yield
+        finally:
+            for hook, enabled in zip(hooks, found, strict=True):
+                hook.enabled = enabled
+            for parameter, required in requires_grad:
+                if parameter.requires_grad != required:
+                    parameter.requires_grad_(required)
+
+
+def injection_of(model: nn.Module) -> Injection:
+    """The book-keeping of a wrapped model.
+
+    Raises:
+        WrapError: the model is not wrapped.
+    """
+    injection = getattr(model, INJECTION, None)
+    if not isinstance(injection, Injection):
+        raise WrapError(f"this {type(model).__name__} is not wrapped; call rein.wrap(model) first.")
+    return injection
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    """Whether `wrap` was called on this very module."""
+    return isinstance(getattr(model, INJECTION, None), Injection)
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    if is_wrapped(model):
+        raise WrapError(
+            f"this {type(model).__name__} is wrapped already; rein.load(model, file) exchanges its adapter, "
+            "rein.unwrap(model) takes it out."
+        )
+    for name, module in model.named_modules():
+        if any(isinstance(hook, BlockHook) for hook in module._forward_hooks.values()):
+            raise WrapError(f"block {name!r} is wrapped already, through another module; rein.unwrap that one first.")
+    if hasattr(model, ADAPTER):
+        raise WrapError(f"this {type(model).__name__} has an attribute {ADAPTER!r}, which wrap would overwrite; rename it first.")
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            what = f"its module {name!r}" if name else "this model"
+            raise WrapError(
+                f"{what} is compiled already, and hooks that are added to a compiled module are ignored; "
+                "call rein.wrap(model) before torch.compile(model)."
+            )

@@ -1,0 +1,274 @@
+"""`Segmenter`: a backbone, bare or wrapped, and a head, from images of any size to logits of that size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rein import backbones, checkpoint, heads
+from rein.errors import CheckpointError, InputError
+from rein.heads import Head
+from rein.heads.base import IGNORE_LABEL
+from rein.injection import ADAPTER, is_wrapped
+from rein.modes import evaluating
+
+Size = tuple[int, int]
+
+
+class Segmenter(nn.Module):
+    """Images (B, 3, H, W) -> logits (B, K, H, W).
+
+    Args:
+        backbone: a timm model, wrapped or bare; held as `backbone`, not copied.
+        head: one of `rein.heads`, built for `len(head.in_channels)` maps.
+        indices: the blocks whose outputs become maps, from 0. Default: the last block for one map, the paper's depth x
+            {1/3, 1/2, 2/3, 1} for four, evenly spaced ones ending with the last otherwise.
+
+    Raises:
+        InputError: the indices do not exist, or are not as many as the head's maps; or the head wants queries and there are none.
+        UnsupportedBackboneError: the backbone's blocks are not known.
+    """
+
+    def __init__(self, backbone: nn.Module, head: Head, indices: Sequence[int] | None = None) -> None:
+        super().__init__()
+        depth, wanted = backbones.num_blocks(backbone), len(head.in_channels)
+        self.indices = tuple(default_indices(depth, wanted) if indices is None else indices)
+        if (
+            len(self.indices) != wanted
+            or sorted(set(self.indices)) != list(self.indices)
+            or not 0 <= self.indices[0] <= self.indices[-1] < depth
+        ):
+            raise InputError(f"indices {list(self.indices)} must be {wanted} different blocks below {depth}, in order.")
+        if head.uses_queries and not (is_wrapped(backbone) and getattr(backbone, ADAPTER).config.query_dim):
+            raise InputError(f"{type(head).__name__} uses queries; wrap the backbone with ReinConfig(query_dim=...) first.")
+        self.backbone, self.head = backbone, head
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """As `nn.Module.train`, but a backbone in which nothing trains stays in eval mode."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+            self.backbone.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits at the images' size.
+
+        Images are padded at the right and at the bottom to what the backbone takes. Where they exceed the fixed size of a backbone,
+        windows of that size cover them, by a third overlapping.
+
+        Args:
+            images: (B, 3, H, W), normalised as the backbone wants it.
+
+        Returns:
+            (B, K, H, W), float32 unless the model runs in float64.
+
+        Raises:
+            InputError: not (B, C, H, W) with the backbone's channels, or empty.
+        """
+        fixed = self._check(images).fixed_size
+        if fixed is not None and _exceeds(images, fixed):
+            return self._slide(images, fixed, _two_thirds(fixed))
+        return self._whole(images)
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The head's loss, a scalar.
+
+        Args:
+            images: as in `forward`; where the backbone's size is fixed, no larger than that.
+            labels: (B, H, W), integers below K, or 255 where nothing counts.
+
+        Raises:
+            InputError: sizes that differ, labels that are no integers or out of range, images that exceed a fixed size.
+        """
+        fixed = self._check(images).fixed_size
+        _check_labels(images, labels, self.head.num_classes)
+        if fixed is not None and _exceeds(images, fixed):
+            raise InputError(
+                f"images are {images.shape[-2]} x {images.shape[-1]}, the backbone takes {fixed[0]} x {fixed[1]}: train on crops of "
+                "that size, or create the backbone with dynamic_img_size=True or another img_size."
+            )
+        maps, queries, (height, width) = self._features(images)
+        labels = F.pad(labels, (0, width - labels.shape[-1], 0, height - labels.shape[-2]), value=IGNORE_LABEL)
+        return self.head.loss(maps, labels, queries)
+
+    @torch.no_grad()
+    def predict(
+        self, images: Tensor, window: int | tuple[int, int] | None = 512, stride: int | tuple[int, int] | None = 341
+    ) -> Tensor:
+        """Logits for judging: eval mode, no gradients, sliding windows whose logits are averaged where they overlap.
+
+        Args:
+            images: as in `forward`.
+            window: side of the windows in pixels, or (height, width); None predicts the whole image at once. An image
+                smaller than the window is one window.
+            stride: from one window to the next in pixels, or (vertical, horizontal); None means two thirds of the window.
+
+        Returns:
+            (B, K, H, W). Every module's mode is again what it was.
+
+        Raises:
+            InputError: as `forward`; or a window or stride below 1, or a stride that exceeds the window and leaves gaps.
+        """
+        self._check(images)
+        with evaluating(self):
+            if window is None:
+                return self(images)
+            size = _pair(window)
+            step = _two_thirds(size) if stride is None else _pair(stride)
+            if min(size + step) < 1 or step[0] > size[0] or step[1] > size[1]:
+                raise InputError(
+                    f"window {size} and stride {step} must be at least 1 pixel, and the stride no larger than the window."
+                )
+            return self._slide(images, size, step)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write adapter and head to one file; the backbone's own weights are not in it.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+            InputError: the head is not one of `rein.heads`, and so could not be built again.
+        """
+        name = type(self.head).__name__
+        if getattr(heads, name, None) is not type(self.head):
+            raise InputError(f"{name} is not one of rein.heads; save its state_dict beside rein.save(model.backbone, path).")
+        adapter = getattr(self.backbone, ADAPTER) if is_wrapped(self.backbone) else None
+        tensors = {f"head.{key}": value for key, value in self.head.state_dict().items()}
+        if adapter is not None:
+            tensors |= {f"{ADAPTER}.{key}": value for key, value in adapter.state_dict().items()}
+        header = checkpoint.Header(
+            kind="segmenter",
+            config=None if adapter is None else adapter.config,
+            backbone=checkpoint.describe(self.backbone),
+            head={"name": name, "arguments": self.head.arguments, "indices": list(self.indices)},
+        )
+        checkpoint.write(path, tensors, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], backbone: nn.Module, *, strict: bool = True) -> Segmenter:
+        """Build a segmenter from a file that `save` wrote; the backbone is wrapped if the file has an adapter and it is bare.
+
+        Args:
+            path: the file.
+            backbone: the backbone that it was trained over.
+            strict: as in `rein.load`.
+
+        Raises:
+            CheckpointError: as `rein.load`; the backbone is left as it was.
+        """
+        tensors, header = checkpoint.read(path)
+        if header.kind != "segmenter" or header.head is None:
+            raise CheckpointError(f"{path} holds an adapter alone; read it with rein.load.")
+        head = _build_head(header.head, path)
+        parts: dict[str, dict[str, Tensor]] = {"head": {}, ADAPTER: {}}
+        for key, value in tensors.items():
+            prefix, _, name = key.partition(".")
+            if prefix not in parts:
+                raise CheckpointError(f"{path} has a tensor {key!r} that belongs neither to a head nor to an adapter.")
+            parts[prefix][name] = value
+        checkpoint.match_tensors(head, parts["head"], path)
+        reference = next(backbone.parameters())
+        head.load_state_dict(parts["head"])
+        head.to(reference.device)
+        if header.config is not None:
+            checkpoint.load_adapter(backbone, parts[ADAPTER], header, path, strict=strict)
+        elif strict:
+            checkpoint.check_architecture(backbone, header, path)
+        return cls(backbone, head, header.head["indices"])
+
+    def _check(self, images: Tensor) -> backbones.InputSpec:
+        spec = backbones.input_spec(self.backbone)
+        if images.ndim != 4 or images.shape[1] != spec.channels or 0 in images.shape or not images.is_floating_point():
+            raise InputError(
+                f"images must be floating point (B, {spec.channels}, H, W); got {images.dtype} of shape {tuple(images.shape)}."
+            )
+        return spec
+
+    def _features(self, images: Tensor) -> tuple[list[Tensor], Tensor | None, Size]:
+        """Maps, queries, and the padded (height, width) that the maps cover."""
+        spec = backbones.input_spec(self.backbone)
+        height, width = images.shape[-2:]
+        target = spec.fixed_size or (_round_up(height, spec.multiple[0]), _round_up(width, spec.multiple[1]))
+        images = F.pad(images, (0, target[1] - width, 0, target[0] - height))
+        maps = backbones.feature_maps(self.backbone, images, self.indices)
+        queries = getattr(self.backbone, ADAPTER).queries() if self.head.uses_queries else None
+        return maps, queries, target
+
+    def _whole(self, images: Tensor) -> Tensor:
+        maps, queries, target = self._features(images)
+        logits = self.head(maps, queries)
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        logits = F.interpolate(logits, target, mode="bilinear", align_corners=False)
+        return logits[..., : images.shape[-2], : images.shape[-1]]
+
+    def _slide(self, images: Tensor, window: Size, stride: Size) -> Tensor:
+        height, width = images.shape[-2:]
+        rows, columns = _windows(height, window[0], stride[0]), _windows(width, window[1], stride[1])
+        if len(rows) == len(columns) == 1:
+            return self(images)
+        total = count = images.new_zeros(())
+        for row, column in product(rows, columns):
+            logits = self(images[..., row, column])
+            if total.ndim == 0:
+                total = logits.new_zeros(len(images), logits.shape[1], height, width)
+                count = logits.new_zeros(height, width)
+            total[..., row, column] += logits
+            count[row, column] += 1
+        return total / count
+
+
+def default_indices(depth: int, num_maps: int) -> list[int]:
+    """The blocks, from 0, whose outputs become maps; for four maps the paper's depth x {1/3, 1/2, 2/3, 1}."""
+    fractions = (1 / 3, 1 / 2, 2 / 3, 1) if num_maps == 4 else [(i + 1) / num_maps for i in range(num_maps)]
+    return [max(1, round(depth * fraction)) - 1 for fraction in fractions]
+
+
+def _windows(length: int, window: int, stride: int) -> list[slice]:
+    """Windows that cover `length` pixels; the last one is shifted back to end at the border."""
+    last = max(0, length - window)
+    starts = [*range(0, last, stride), last]
+    return [slice(start, min(start + window, length)) for start in starts]
+
+
+def _exceeds(images: Tensor, size: Size) -> bool:
+    return images.shape[-2] > size[0] or images.shape[-1] > size[1]
+
+
+def _two_thirds(size: Size) -> Size:
+    return max(1, size[0] * 2 // 3), max(1, size[1] * 2 // 3)
+
+
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _pair(value: int | Size) -> Size:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def _check_labels(images: Tensor, labels: Tensor, num_classes: int) -> None:
+    wanted = (len(images), *images.shape[-2:])
+    if labels.is_floating_point() or labels.is_complex() or tuple(labels.shape) != wanted:
+        raise InputError(
+            f"labels must be integers of shape {wanted}, as the images; got {labels.dtype} of shape {tuple(labels.shape)}."
+        )
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # on a GPU looking would wait for the device
+        wrong = labels[(labels != IGNORE_LABEL) & ((labels < 0) | (labels >= num_classes))]
+        if len(wrong):
+            got = wrong.unique().tolist()[:8]
+            raise InputError(f"labels must be 0 to {num_classes - 1}, or {IGNORE_LABEL} where nothing counts; got {got}.")
+
+
+def _build_head(description: dict[str, Any], path: str | os.PathLike[str]) -> Head:
+    head_class = getattr(heads, str(description.get("name")), None)
+    if not (isinstance(head_class, type) and issubclass(head_class, Head)):
+        raise CheckpointError(f"{path} wants a head {description.get('name')!r}, which this rein does not have.")
+    try:
+        return head_class(**description["arguments"])
+    except (KeyError, TypeError, InputError) as error:
+        raise CheckpointError(f"{path} describes its head in a way that {head_class.__name__} does not know: {error}") from error

@@ -1,0 +1,52 @@
+"""Small timm models without downloads: one row for each thing that differs between families. A new family is a new row."""
+
+from functools import partial
+
+import torch
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+
+_SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 0}
+_EVA02 = {"qkv_fused": False, "mlp_ratio": 8 / 3, "swiglu_mlp": True, "scale_mlp": True, "use_rot_pos_emb": True}
+
+FAMILIES = {
+    "vit": partial(VisionTransformer, **_SMALL),
+    "vit without class token": partial(VisionTransformer, **_SMALL, class_token=False, global_pool="avg"),
+    "vit with registers": partial(VisionTransformer, **_SMALL, reg_tokens=4, init_values=0.1, dynamic_img_size=True),
+    "vit with drop path": partial(
+        VisionTransformer, **_SMALL, drop_path_rate=0.5, proj_drop_rate=0.5, attn_drop_rate=0.5, pos_drop_rate=0.5
+    ),
+    "vit with patch dropout": partial(VisionTransformer, **_SMALL, patch_drop_rate=0.5),
+    "eva02": partial(Eva, **_SMALL, **_EVA02, ref_feat_shape=(16, 16)),
+    "eva with dropout": partial(Eva, **_SMALL, **_EVA02, drop_path_rate=0.5, proj_drop_rate=0.5, patch_drop_rate=0.5),
+    "dinov3": partial(
+        Eva,
+        **_SMALL,
+        use_abs_pos_emb=False,
+        use_rot_pos_emb=True,
+        rope_type="dinov3",
+        rope_rotate_half=True,
+        num_reg_tokens=4,
+        dynamic_img_size=True,
+    ),
+}
+PREFIX_ROWS = {"vit without class token": 0, "vit with registers": 5, "dinov3": 5}  # all others have one
+
+
+def build(name: str, seed: int = 0, **settings):
+    """A model of `FAMILIES`, in eval mode, with weights that depend on the seed alone."""
+    torch.manual_seed(seed)
+    return FAMILIES[name](**settings).eval()
+
+
+def images(count: int = 2, height: int = 32, width: int = 32, seed: int = 1):
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def strong(model):
+    """Give a wrapped model an adapter that visibly changes the features; the authors' s = 0.001 hides in rounding."""
+    with torch.no_grad():
+        for name, parameter in model.rein.named_parameters():
+            if name.endswith("scale"):
+                parameter.fill_(0.5)
+    return model

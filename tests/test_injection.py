@@ -1,0 +1,435 @@
+"""The contract of `rein.wrap`, for every family of backbones in `models.FAMILIES`."""
+
+import copy
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import timm
+import torch
+from models import FAMILIES, PREFIX_ROWS, build, images, strong
+from torch import nn
+
+import rein
+from rein.errors import WrapError
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
+SMALL = rein.ReinConfig(num_tokens=6, rank=2, query_dim=8)
+
+
+def wrapped(family, config=SMALL, **settings):
+    return strong(rein.wrap(build(family, **settings), config))
+
+
+def block_outputs(model, x):
+    """What every block hands on, after all hooks."""
+    outputs = []
+    handles = [block.register_forward_hook(lambda module, args, output: outputs.append(output)) for block in model.blocks]
+    try:
+        model.forward_features(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
+
+
+@every_family
+def test_wrap_returns_the_same_object_and_adds_only_rein_keys(family):
+    model = build(family)
+    before, cls = list(model.state_dict()), type(model)
+    assert rein.wrap(model, SMALL) is model
+    assert type(model) is cls
+    added = [key for key in model.state_dict() if key not in before]
+    assert added == [f"rein.{key}" for key in model.rein.state_dict()]
+    assert [key for key in model.state_dict() if not key.startswith("rein.")] == before
+
+
+@every_family
+def test_every_feature_path_is_refined(family):
+    bare, model, x = build(family), wrapped(family), images()
+    assert not torch.allclose(model(x), bare(x))
+    assert not torch.allclose(model.forward_features(x), bare.forward_features(x))
+    for refined, plain in zip(
+        model.forward_intermediates(x, intermediates_only=True),
+        bare.forward_intermediates(x, intermediates_only=True),
+        strict=True,
+    ):
+        assert not torch.allclose(refined, plain)
+    if hasattr(model, "get_intermediate_layers"):
+        assert not torch.allclose(model.get_intermediate_layers(x, 1)[0], bare.get_intermediate_layers(x, 1)[0])
+
+
+@every_family
+def test_refinement_is_the_adapter_on_the_patch_rows_and_prefix_rows_pass_bit_for_bit(family):
+    bare, model, x = build(family), wrapped(family), images()
+    prefix = PREFIX_ROWS.get(family, 1)
+    plain, refined = block_outputs(bare, x)[0], block_outputs(model, x)[0]
+    assert torch.equal(refined[:, :prefix], plain[:, :prefix])
+    assert torch.equal(refined[:, prefix:], model.rein(plain[:, prefix:], 0))
+    assert not torch.equal(refined[:, prefix:], plain[:, prefix:])
+
+
+@every_family
+def test_prefix_rows_are_measured_at_each_block(family):
+    model = build(family)
+    if not model.dynamic_img_size:  # timm itself needs the attribute there
+        model.num_prefix_tokens = 7  # a lie: the count must not be read from here
+    rein.wrap(model, SMALL)
+    assert {site.num_prefix_tokens for site in model.rein_injection.sites} == {PREFIX_ROWS.get(family, 1)}
+
+
+@every_family
+def test_gradients_reach_every_layer_and_nothing_frozen(family):
+    model, x = wrapped(family), images()
+    model.train()
+    maps = model.forward_intermediates(x, intermediates_only=True)
+    loss = sum(feature_map.square().mean() for feature_map in maps) + model.rein.queries().square().mean()
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == name.startswith("rein."), name
+    for tokens in (model.rein.tokens_a, model.rein.tokens_b):
+        assert (tokens.grad.flatten(1).abs().amax(1) > 0).all()
+
+
+@every_family
+def test_training_mode_leaves_the_frozen_part_deterministic(family):
+    model, x = wrapped(family), images()
+    expected = model(x)
+    model.train()
+    assert model.training
+    assert model.rein.training
+    assert torch.equal(model(x), expected)
+    assert torch.equal(model(x), expected)
+
+
+def test_batch_norm_statistics_of_the_frozen_part_do_not_move():
+    model = build("vit")
+    model.blocks[1].norm1 = nn.Sequential(norm := _TokenBatchNorm(32))
+    rein.wrap(model, SMALL).train()
+    before = norm.bn.running_mean.clone()
+    model(images())
+    assert torch.equal(norm.bn.running_mean, before)
+
+
+class _TokenBatchNorm(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.bn = nn.BatchNorm1d(dim)
+
+    def forward(self, x):
+        return self.bn(x.mT).mT
+
+
+def test_an_attached_head_and_unfrozen_layers_train():
+    model = rein.wrap(build("vit"), SMALL)
+    model.reset_classifier(5)
+    model.attached = nn.Sequential(nn.Dropout(0.5), nn.Linear(5, 2))
+    model.blocks[2].requires_grad_(True)
+    model.train()
+    assert all(module.training for module in [model.head, *model.attached, *model.blocks[2].mlp.children()][:3])
+    assert not model.blocks[1].training
+    assert model.blocks[2].training
+    model.attached(model(images())).sum().backward()
+    assert model.head.weight.grad is not None
+    assert model.blocks[2].mlp.fc1.weight.grad is not None
+    assert model.blocks[1].mlp.fc1.weight.grad is None
+
+
+@every_family
+def test_disabled_and_unwrap_give_the_bare_outputs_bit_for_bit(family):
+    bare, model, x = build(family), wrapped(family), images()
+    refined, expected = model(x), bare(x)
+    with rein.disabled(model):
+        assert torch.equal(model(x), expected)
+        with rein.disabled(model):
+            assert torch.equal(model(x), expected)
+        assert torch.equal(model(x), expected)
+    assert torch.equal(model(x), refined)
+    rein.unwrap(model)
+    assert torch.equal(model(x), expected)
+    assert list(model.state_dict()) == list(bare.state_dict())
+    assert not hasattr(model, "rein")
+    rein.wrap(model, SMALL)
+
+
+def test_disabled_comes_back_after_an_error():
+    model, x = wrapped("vit"), images()
+    refined = model(x)
+    with pytest.raises(RuntimeError, match="on purpose"), rein.disabled(model):
+        raise RuntimeError("on purpose")
+    assert torch.equal(model(x), refined)
+
+
+@pytest.mark.parametrize("leave", ["unwrap", "disabled"])
+def test_requires_grad_and_modes_are_given_back_as_found(leave):
+    model = build("vit with drop path").train()
+    model.blocks[1].eval()
+    model.blocks[0].mlp.requires_grad_(False)
+
+    def state():
+        modes = {name: module.training for name, module in model.named_modules() if not name.startswith("rein")}
+        return modes, {name: p.requires_grad for name, p in model.named_parameters() if not name.startswith("rein")}
+
+    if leave == "unwrap":
+        found = state()
+        rein.wrap(model, SMALL)
+        assert state() != found
+        rein.unwrap(model)
+    else:
+        rein.wrap(model, SMALL)
+        found = state()
+        with rein.disabled(model):
+            model.eval().requires_grad_(True)
+            assert state() != found
+    assert state() == found
+
+
+def test_wrap_draws_nothing_but_the_adapter_from_the_random_state():
+    torch.manual_seed(3)
+    adapter = rein.ReinAdapter(32, 4, SMALL, patch_size=8)
+    after = torch.get_rng_state()
+    model = build("vit")
+    torch.manual_seed(3)
+    rein.wrap(model, SMALL)
+    assert torch.equal(torch.get_rng_state(), after)
+    for ours, alone in zip(model.rein.parameters(), adapter.parameters(), strict=True):
+        assert torch.equal(ours, alone)
+
+
+@every_family
+def test_a_deep_copy_uses_its_own_adapter(family):
+    model, x = wrapped(family), images()
+    expected = model(x)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(x), expected)
+    with torch.no_grad():
+        twin.rein.scale.zero_()
+    assert torch.equal(model(x), expected)
+    assert not torch.equal(twin(x), expected)
+    assert not any(p.requires_grad for name, p in twin.named_parameters() if not name.startswith("rein."))
+    rein.unwrap(twin)
+    assert torch.equal(model(x), expected)
+
+
+def test_timm_ema_follows_the_adapter_alone():
+    from timm.utils import ModelEmaV3
+
+    model, x = wrapped("vit"), images()
+    ema = ModelEmaV3(model, decay=0.5)
+    before = ema.module(x)
+    with torch.no_grad():
+        model.rein.scale.add_(1)
+    ema.update(model)
+    assert ema.module.rein.scale.item() == pytest.approx(model.rein.scale.item() - 0.5)
+    assert not torch.allclose(ema.module(x), before)
+
+
+def test_a_copy_of_the_adapter_does_not_drag_the_backbone_along():
+    model = wrapped("vit")
+    assert len(pickle.dumps(copy.deepcopy(model.rein))) < 2 * sum(p.nbytes for p in model.rein.parameters()) + 20_000
+
+
+def test_a_pickle_works_in_a_fresh_process_where_hooks_are_added(tmp_path):
+    for _ in range(3):  # our hooks' numbers are low, as a fresh process would give them again
+        model, x = wrapped("vit"), images()
+    torch.save(model, tmp_path / "model.pt")
+    torch.save((x, model(x)), tmp_path / "expected.pt")
+    program = f"""
+        import sys
+        import torch
+        sys.path.insert(0, {str(sys.path[0])!r})
+        model = torch.load({str(tmp_path / "model.pt")!r}, weights_only=False)
+        x, expected = torch.load({str(tmp_path / "expected.pt")!r}, weights_only=False)
+        seen = []
+        for _ in range(50):
+            for block in model.blocks:
+                block.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+        assert torch.equal(model(x), expected), "our hooks were overwritten"
+        assert len(seen) == 50 * len(model.blocks)
+        with torch.no_grad():
+            model.rein.scale.zero_()
+        assert not torch.equal(model(x), expected), "the hooks use another adapter"
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
+
+
+@every_family
+def test_gradient_checkpointing_gives_equal_gradients(family):
+    model, x = wrapped(family), images()
+    model.train()
+
+    def gradients():
+        model.zero_grad()
+        model.forward_features(x).square().mean().backward()
+        return {name: p.grad.clone() for name, p in model.rein.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    model.set_grad_checkpointing(True)
+    checkpointed = gradients()
+    assert plain.keys() == checkpointed.keys()
+    assert len(plain) == 7
+    for name, gradient in plain.items():
+        assert torch.equal(checkpointed[name], gradient), name
+
+
+def test_a_model_that_checkpoints_already_can_be_wrapped():
+    model = build("vit")
+    model.set_grad_checkpointing(True)
+    rein.wrap(model, SMALL)(images()).sum().backward()
+    assert model.rein.tokens_a.grad is not None
+
+
+@every_family
+def test_compiling_the_full_graph_agrees_and_follows_disabled(family):
+    model, x = wrapped(family), images()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(x), model(x), atol=1e-6)
+    with rein.disabled(model):
+        assert torch.allclose(compiled(x), model(x), atol=1e-6)
+    with torch.no_grad():  # exchanged weights, same graph
+        model.rein.scale.add_(0.25)
+    assert torch.allclose(compiled(x), model(x), atol=1e-6)
+
+
+def test_compiling_with_autocast_and_gradients_has_no_breaks():
+    model, x = wrapped("vit"), images()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        compiled(x).float().square().mean().backward()
+        compiled_gradient = model.rein.tokens_b.grad.clone()
+        model.zero_grad()
+        model(x).float().square().mean().backward()
+    assert torch.allclose(compiled_gradient, model.rein.tokens_b.grad, rtol=0.05, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_the_adapter_stays_float32_beside_a_half_precision_backbone(dtype, order):
+    torch.manual_seed(0)
+    expected = wrapped("vit")(images())
+    model = build("vit")
+    if order == "before":
+        torch.manual_seed(0)
+        build("vit")
+        model = strong(rein.wrap(model.to(dtype), SMALL))
+    else:
+        torch.manual_seed(0)
+        build("vit")
+        model = strong(rein.wrap(model, SMALL))
+        exact = [p.clone() for p in model.rein.parameters()]
+        model.to(dtype)
+        assert all(torch.equal(a, b) for a, b in zip(exact, model.rein.parameters(), strict=True))
+    assert {p.dtype for p in model.rein.parameters()} == {torch.float32}
+    assert {p.dtype for name, p in model.named_parameters() if not name.startswith("rein.")} == {dtype}
+    out = model(images().to(dtype))
+    assert out.dtype == dtype
+    assert {o.dtype for o in block_outputs(model, images().to(dtype))} == {dtype}
+    assert torch.allclose(out.float(), expected, atol=0.15)
+    out.float().sum().backward()
+    assert model.rein.tokens_b.grad.dtype == torch.float32
+
+
+def test_a_float64_backbone_gets_a_float64_adapter():
+    model = rein.wrap(build("vit").double(), SMALL)
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert model(images().double()).dtype == torch.float64
+
+
+def test_a_model_on_the_meta_device_can_be_wrapped_and_counted():
+    with torch.device("meta"):
+        model = timm.create_model("vit_large_patch14_dinov2", img_size=512, num_classes=0)
+    assert rein.summary(rein.wrap(model)).adapter_parameters == 2_990_081
+
+
+def test_wrapping_twice_is_refused():
+    model, x = wrapped("vit"), images()
+    expected = model(x)
+    with pytest.raises(WrapError, match="wrapped already; rein.load"):
+        rein.wrap(model)
+    outer = nn.Sequential(model)
+    with pytest.raises(WrapError, match="wrapped already, through another module"):
+        rein.wrap(outer, blocks=list(model.blocks), num_prefix_tokens=1)
+    assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("way", ["function", "method", "block"])
+def test_a_compiled_model_is_refused(way):
+    model = build("vit")
+    target = model
+    if way == "function":
+        target = torch.compile(model)
+    elif way == "method":
+        model.compile()
+    else:
+        model.blocks[1] = torch.compile(model.blocks[1])
+    with pytest.raises(WrapError, match="before torch.compile"):
+        rein.wrap(target)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_an_attribute_called_rein_is_not_overwritten():
+    model = build("vit")
+    model.rein = "mine"
+    with pytest.raises(WrapError, match="has an attribute 'rein'"):
+        rein.wrap(model)
+    assert model.rein == "mine"
+
+
+@pytest.mark.parametrize("call", [rein.unwrap, rein.summary, lambda model: rein.save(model, "never.safetensors")])
+def test_a_bare_model_is_refused_where_a_wrapped_one_is_wanted(call):
+    with pytest.raises(WrapError, match=r"not wrapped; call rein.wrap\(model\) first"):
+        call(build("vit"))
+
+
+def test_an_unknown_class_is_refused_until_its_blocks_are_given():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.layers = nn.Conv2d(3, 16, 8, 8), nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+
+        def forward(self, x):
+            x = self.embed(x).flatten(2).mT
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    model, x = Encoder(), images()
+    with pytest.raises(rein.UnsupportedBackboneError, match=r"where the blocks of Encoder are is not known.*blocks=\[...\]"):
+        rein.wrap(model)
+    with pytest.raises(rein.UnsupportedBackboneError, match="Give it with num_prefix_tokens=N"):
+        rein.wrap(model, blocks=list(model.layers))
+    with pytest.raises(rein.UnsupportedBackboneError, match="'layers.7', which is not in the model"):
+        rein.wrap(model, blocks=["layers.7"])
+    with pytest.raises(rein.UnsupportedBackboneError, match=r"must name at least one block, and none twice"):
+        rein.wrap(model, blocks=["layers.0", "layers.0"])
+    with pytest.raises(rein.UnsupportedBackboneError, match="must be a list"):
+        rein.wrap(model, blocks="layers.0")
+    with pytest.raises(rein.UnsupportedBackboneError, match=r"block 'embed' of Encoder gives a tensor of shape \(1, 16, "):
+        rein.wrap(model, blocks=["embed"])
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+    expected = model(x)
+    strong(rein.wrap(model, blocks=["layers.0", model.layers[2]], num_prefix_tokens=0))
+    assert model.rein.num_layers == 2
+    assert not torch.allclose(model(x), expected)
+
+
+def test_a_backbone_that_cannot_be_measured_is_refused_and_left_as_it_was():
+    model = build("vit").train()
+    model.blocks[1].forward = lambda x: x.nonexistent
+    with pytest.raises(rein.UnsupportedBackboneError, match="could not be measured.*nonexistent"):
+        rein.wrap(model)
+    assert model.training
+    assert all(module.training for module in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_patch_dropout_that_the_user_turns_on_again_is_no_obstacle():
+    model = wrapped("vit with patch dropout").train()
+    model.patch_drop.training = True
+    assert model.forward_features(images()).shape[1] == 1 + 8
