@@ -1,0 +1,191 @@
+"""The adapter against a plain transcription of the equations, its parameter counts, its initial values, its errors."""
+
+import math
+
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rein
+from rein.adapter import StagewiseAdapter
+from rein.errors import InputError
+
+
+def parameters_of(config, dim=1024, layers=24):
+    with torch.device("meta"):
+        return sum(p.numel() for p in rein.ReinAdapter(dim, layers, config).parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        (rein.ReinConfig.preset("core"), 52_838_400),
+        (rein.ReinConfig.preset("link"), 59_332_864),
+        (rein.ReinConfig.preset("share"), 5_016_065),
+        (rein.ReinConfig.preset("lowrank"), 2_990_081),
+        (rein.ReinConfig(), 2_990_081),
+        (rein.ReinConfig(query_dim=None), 2_530_817),
+        *((rein.ReinConfig(rank=r), n) for r, n in {4: 2_666_369, 8: 2_774_273, 32: 3_421_697, 64: 4_284_929}.items()),
+        *(
+            (rein.ReinConfig(num_tokens=m), n)
+            for m, n in {50: 2_970_881, 75: 2_980_481, 125: 2_999_681, 150: 3_009_281, 200: 3_028_481}.items()
+        ),
+    ],
+)
+def test_parameter_counts_on_a_vit_large_are_the_published_ones(config, count):
+    assert parameters_of(config) == count
+
+
+@pytest.mark.parametrize(
+    ("dim", "layers", "count"), [(384, 12, 684_033), (768, 12, 1_741_569), (1280, 32, 4_510_721), (1536, 40, 6_359_041)]
+)
+def test_parameter_counts_of_the_other_sizes_are_the_published_ones(dim, layers, count):
+    assert parameters_of(rein.ReinConfig(), dim, layers) == count
+
+
+def perturbed(adapter, seed=0):
+    """Every parameter away from its initial value, so that no term of the equations is negligible."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in adapter.named_parameters():
+            if name.endswith("scale"):
+                parameter.fill_(0.7)
+            else:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) / math.sqrt(adapter.dim))
+    return adapter
+
+
+configs = st.builds(
+    rein.ReinConfig,
+    num_tokens=st.integers(1, 7),
+    rank=st.one_of(st.none(), st.integers(1, 5)),
+    query_dim=st.integers(1, 6),
+    use_softmax=st.booleans(),
+    scale_init=st.floats(-2, 2),
+    zero_init=st.booleans(),
+    share=st.booleans(),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    config=configs, layers=st.integers(1, 3), shape=st.lists(st.integers(1, 5), min_size=1, max_size=3), seed=st.integers(0, 99)
+)
+def test_outputs_gradients_and_queries_equal_the_plain_transcription(config, layers, shape, seed):
+    adapter = perturbed(rein.ReinAdapter(8, layers, config).double(), seed)
+    x = torch.randn(*shape, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
+    ours, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
+    state = {name: p.detach().clone().requires_grad_() for name, p in adapter.named_parameters()}
+    for layer in range(layers):
+        refined, wanted = adapter(ours, layer), reference.refine(state, plain, layer, config.use_softmax)
+        torch.testing.assert_close(refined, wanted, rtol=1e-12, atol=1e-12)
+        refined.square().sum().backward()
+        wanted.square().sum().backward()
+    queries, wanted = adapter.queries(), reference.queries(state)
+    torch.testing.assert_close(queries, wanted, rtol=1e-12, atol=1e-12)
+    queries.pow(3).sum().backward()
+    wanted.pow(3).sum().backward()
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-11, atol=1e-11)
+    for name, parameter in adapter.named_parameters():
+        got = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        expected = torch.zeros_like(parameter) if state[name].grad is None else state[name].grad
+        torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_second_derivatives_are_right():
+    adapter = perturbed(rein.ReinAdapter(4, 1, rein.ReinConfig(num_tokens=3, rank=2, query_dim=None)).double())
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    assert torch.autograd.gradgradcheck(lambda y: adapter(y, 0), (x,))
+
+
+def test_initial_values_have_the_published_ranges():
+    torch.manual_seed(0)
+    dim, patch, rank, q = 96, 14, 8, 32
+    low, full = (
+        rein.ReinAdapter(dim, 12, rein.ReinConfig(num_tokens=50, rank=r, query_dim=q), patch_size=patch) for r in (rank, None)
+    )
+    ranges = [
+        (full.tokens, math.sqrt(6 / (3 * patch**2 + dim))),
+        (low.tokens_a, math.sqrt(6 / (3 * patch**2 + math.sqrt(dim * rank)))),
+        (low.tokens_b, math.sqrt(6 / (3 * patch**2 + math.sqrt(dim * rank)))),
+        (low.token_mlp.weight, 1 / math.sqrt(dim)),
+        (low.delta_mlp.weight, 1 / math.sqrt(dim)),
+        (low.delta_mlp.bias, 1 / math.sqrt(dim)),
+        (low.query_proj.weight, 1 / math.sqrt(dim)),
+        (low.query_merge.weight, 1 / math.sqrt(3 * q)),
+    ]
+    for tensor, bound in ranges:
+        assert tensor.abs().max() <= bound
+        assert tensor.abs().max() > 0.9 * bound
+        if tensor.ndim > 1:
+            assert tensor.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert low.scale.shape == ()
+    assert low.scale.item() == pytest.approx(1e-3)
+
+
+def test_zero_init_starts_as_the_identity_and_has_no_scale():
+    adapter = rein.ReinAdapter(16, 2, rein.ReinConfig(zero_init=True))
+    x = torch.randn(2, 5, 16)
+    assert torch.equal(adapter(x, 1), x)
+    assert adapter.scale is None
+    assert "scale" not in adapter.state_dict()
+
+
+def test_unshared_layers_start_as_small_as_shared_ones_without_a_scale():
+    adapter = rein.ReinAdapter(16, 2, rein.ReinConfig(share=False))
+    x = torch.randn(2, 5, 16)
+    change = (adapter(x, 0) - x).abs().max()
+    assert 0 < change < 0.05
+    assert not torch.equal(adapter(x, 0), adapter(x, 1))
+    assert "scale" not in adapter.state_dict()
+
+
+def test_low_rank_tokens_are_never_multiplied_out_and_no_wide_activation_is_kept():
+    adapter = rein.ReinAdapter(64, 1, rein.ReinConfig(num_tokens=20, rank=4))
+    x = torch.randn(500, 64, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        adapter(x, 0)
+    wide = {t.untyped_storage().data_ptr() for t in saved if t.numel() >= 500 * 64}
+    assert len(wide) == 1  # f itself
+    assert not any(tuple(t.shape) in {(20, 64), (64, 20)} for t in saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_the_residual_stream_in_its_own_precision(dtype):
+    adapter = perturbed(rein.ReinAdapter(32, 1, rein.ReinConfig(num_tokens=8, rank=4, query_dim=8)))
+    with torch.no_grad():
+        adapter.scale.fill_(1e-3)
+    x = 100 + torch.randn(4, 10, 32)
+    expected = adapter(x, 0)
+    with torch.autocast("cpu", dtype):
+        refined = adapter(x, 0)
+        half = adapter(x.to(dtype), 0)
+    assert refined.dtype == torch.float32
+    assert half.dtype == dtype
+    # s D is about 0.1 here and may be rounded; f, about 100, may not (bfloat16 would round it by 0.25)
+    assert torch.allclose(refined, expected, atol=5e-3)
+
+
+def test_stages_are_adapters_of_their_own_and_their_queries_are_summed():
+    torch.manual_seed(0)
+    adapter = StagewiseAdapter([8, 8, 12, 16, 16], rein.ReinConfig(num_tokens=5, rank=2, query_dim=6))
+    assert [stage.num_layers for stage in adapter.stages] == [2, 1, 2]
+    assert adapter.num_layers == 5
+    x = torch.randn(2, 3, 16)
+    assert torch.equal(adapter(x, 4), adapter.stages[2](x, 1))
+    assert torch.allclose(adapter.queries(), sum(stage.queries() for stage in adapter.stages))
+
+
+def test_wrong_input_is_refused():
+    adapter = rein.ReinAdapter(8, 2, rein.ReinConfig(query_dim=None))
+    with pytest.raises(InputError, match=r"9 wide, shape \(2, 3, 9\); this adapter was built for 8"):
+        adapter(torch.zeros(2, 3, 9), 0)
+    with pytest.raises(InputError, match=r"no queries \(query_dim=None\)"):
+        adapter.queries()
+    with pytest.raises(InputError, match="num_layers is 0"):
+        rein.ReinAdapter(8, 0)
+    with pytest.raises(IndexError):
+        adapter(torch.zeros(2, 3, 8), 2)

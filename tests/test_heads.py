@@ -1,0 +1,117 @@
+"""The contract of every head: a new head is a new row."""
+
+import pytest
+import torch
+
+from rein import heads
+from rein.errors import InputError
+
+HEADS = {
+    "linear, one map": lambda k: heads.LinearHead(12, k),
+    "linear, four maps": lambda k: heads.LinearHead([12, 12, 12, 12], k, dropout=0.5),
+    "fpn": lambda k: heads.FPNHead([12, 12, 12, 12], k, channels=16, tower_channels=8),
+}
+every_head = pytest.mark.parametrize("name", HEADS)
+
+
+def make(name, num_classes=5):
+    torch.manual_seed(0)
+    return HEADS[name](num_classes)
+
+
+def maps_for(head, sizes=((4, 6),) * 4, batch=2):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(batch, c, *size, generator=generator) for c, size in zip(head.in_channels, sizes, strict=False)]
+
+
+@every_head
+@pytest.mark.parametrize("num_classes", [1, 2, 19])
+def test_logits_have_one_channel_per_class(name, num_classes):
+    head = make(name, num_classes)
+    logits = head(maps_for(head))
+    assert logits.shape[:2] == (2, num_classes)
+    assert logits.shape[2] * 6 == logits.shape[3] * 4
+
+
+@every_head
+@pytest.mark.parametrize(
+    "sizes", [((16, 24), (8, 12), (4, 6), (2, 3)), ((7, 5), (7, 5), (7, 5), (7, 5)), ((15, 9), (8, 5), (4, 3), (2, 2))]
+)
+def test_pyramids_and_odd_sizes_are_taken(name, sizes):
+    head = make(name)
+    logits = head(maps_for(head, sizes))
+    assert torch.isfinite(logits).all()
+    assert logits.shape[-2] >= sizes[0][0]
+
+
+@every_head
+def test_every_parameter_gets_a_gradient_and_the_loss_falls(name):
+    head = make(name)
+    maps = maps_for(head)
+    labels = (
+        torch.randint(0, 5, (2, 2, 3), generator=torch.Generator().manual_seed(2))
+        .repeat_interleave(16, 1)
+        .repeat_interleave(16, 2)
+    )
+    labels[:, :4] = 255
+    head.eval()
+    optimizer = torch.optim.Adam(head.parameters(), 0.03)
+    losses = []
+    for _ in range(150):
+        loss = head.loss(maps, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in head.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@every_head
+def test_ignored_pixels_do_not_count_and_all_ignored_is_zero(name):
+    head = make(name).eval()
+    maps, labels = maps_for(head), torch.zeros(2, 32, 48, dtype=torch.long)
+    labels[:, :, 24:] = 255
+    logits = torch.nn.functional.interpolate(head(maps), (32, 48), mode="bilinear")
+    by_hand = -logits.log_softmax(1)[:, 0, :, :24].mean()
+    assert head.loss(maps, labels).item() == pytest.approx(by_hand.item(), rel=1e-5)
+    loss = head.loss(maps, torch.full_like(labels, 255))
+    loss.backward()
+    assert loss.item() == 0
+    assert all((p.grad == 0).all() for p in head.parameters())
+
+
+@every_head
+def test_a_head_can_be_built_again_from_its_arguments(name):
+    head = make(name).eval()
+    again = type(head)(**head.arguments).eval()
+    again.load_state_dict(head.state_dict())
+    assert torch.equal(again(maps_for(head)), head(maps_for(head)))
+
+
+@every_head
+def test_maps_that_do_not_fit_are_refused(name):
+    head = make(name)
+    maps = maps_for(head)
+    with pytest.raises(InputError, match=r"wants maps \(B, C, h, w\) with C = \[12.*got shapes"):
+        head([m[:, :7] for m in maps])
+    with pytest.raises(InputError, match="got shapes"):
+        head([*maps, maps[0]])
+    with pytest.raises(InputError, match="got shapes"):
+        head([m.flatten(2) for m in maps])
+
+
+@pytest.mark.parametrize(("channels", "classes"), [([], 5), ([12, 0], 5), (12, 0)])
+def test_impossible_heads_are_refused(channels, classes):
+    with pytest.raises(InputError, match="must be at least 1"):
+        heads.LinearHead(channels, classes)
+
+
+def test_a_constant_map_stays_constant_through_the_pyramid():
+    pyramid = heads.FeaturePyramid()
+    maps = pyramid([torch.full((1, 2, 6, 10), float(i)) for i in range(4)])
+    assert [tuple(m.shape[-2:]) for m in maps] == [(24, 40), (12, 20), (6, 10), (3, 5)]
+    assert all(torch.equal(m, torch.full_like(m, i)) for i, m in enumerate(maps))
+    assert [tuple(m.shape[-2:]) for m in pyramid([torch.zeros(1, 2, 1, 1)] * 4)] == [(4, 4), (2, 2), (1, 1), (1, 1)]
+    with pytest.raises(InputError, match="4 scales wants as many maps; got 3"):
+        pyramid(maps[:3])

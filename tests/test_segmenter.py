@@ -1,0 +1,236 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from models import build, images, strong
+from test_heads import HEADS
+
+import rein
+from rein.errors import InputError
+from rein.segmenter import _windows, default_indices
+
+SMALL = rein.ReinConfig(num_tokens=6, rank=2, query_dim=None)
+DYNAMIC, FIXED = "vit with registers", "vit"
+every_head = pytest.mark.parametrize("head", HEADS)
+
+
+def segmenter(family=DYNAMIC, head="fpn", wrap=True, num_classes=5):
+    backbone = build(family)
+    if wrap:
+        strong(rein.wrap(backbone, SMALL))
+    torch.manual_seed(1)
+    made = HEADS[head](num_classes)
+    arguments = {**made.arguments, "in_channels": [32] * len(made.in_channels)}
+    return rein.Segmenter(backbone, type(made)(**arguments)).eval()
+
+
+@every_head
+@pytest.mark.parametrize("family", [DYNAMIC, FIXED, "eva02", "dinov3", "vit without class token"])
+@pytest.mark.parametrize("size", [(32, 32), (17, 29), (45, 70), (8, 90), (1, 1)])
+def test_logits_have_the_size_of_the_images_whatever_it_is(family, head, size):
+    logits = segmenter(family, head)(images(2, *size))
+    assert logits.shape == (2, 5, *size)
+    assert torch.isfinite(logits).all()
+
+
+def test_padding_is_at_the_right_and_at_the_bottom_and_is_cut_off():
+    model, x = segmenter(), images(1, 27, 44)
+    padded = F.pad(x, (0, 4, 0, 5))
+    assert torch.allclose(model(x), model(padded)[..., :27, :44])
+
+
+@every_head
+def test_the_adapter_changes_the_logits_and_learns_through_the_loss(head):
+    model, x = segmenter(head=head), images()
+    with rein.disabled(model.backbone):
+        bare = model(x)
+    assert not torch.allclose(model(x), bare)
+    labels = torch.randint(0, 5, (2, 32, 32), generator=torch.Generator().manual_seed(0))
+    model.loss(x, labels).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (".rein." in name or name.startswith("head.")), name
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_the_logits():
+    model, x = segmenter(), images(2, 27, 44)
+    labels = torch.randint(0, 5, (2, 27, 44), generator=torch.Generator().manual_seed(0))
+    labels[0, :9] = 255
+    expected = F.cross_entropy(model(x), labels, ignore_index=255)
+    assert model.loss(x, labels).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert model.loss(x, torch.full_like(labels, 255)).item() == 0
+
+
+def test_a_bare_backbone_can_be_trained_whole_or_frozen():
+    whole, frozen = segmenter(wrap=False), segmenter(wrap=False)
+    frozen.backbone.requires_grad_(False)
+    assert whole.train().backbone.blocks[0].training
+    assert not frozen.train().backbone.training
+    assert frozen.head.training
+    labels = torch.zeros(2, 32, 32, dtype=torch.long)
+    whole.loss(images(), labels).backward()
+    assert whole.backbone.blocks[0].attn.qkv.weight.grad is not None
+    frozen.loss(images(), labels).backward()
+    assert frozen.backbone.blocks[0].attn.qkv.weight.grad is None
+
+
+@pytest.mark.parametrize(("window", "stride"), [(16, 8), ((16, 24), (16, 11)), (16, None), (40, 40)])
+def test_sliding_windows_average_the_logits_of_each_window(window, stride):
+    model, x = segmenter(), images(2, 40, 56)
+    height, width = (window, window) if isinstance(window, int) else window
+    step = (max(1, height * 2 // 3), max(1, width * 2 // 3)) if stride is None else stride
+    down, across = (step, step) if isinstance(step, int) else step
+    total, count = torch.zeros(2, 5, 40, 56), torch.zeros(40, 56)
+    tops = sorted({min(top, max(0, 40 - height)) for top in range(0, 40, down)})
+    lefts = sorted({min(left, max(0, 56 - width)) for left in range(0, 56, across)})
+    for top in tops:
+        for left in lefts:
+            piece = x[..., top : top + height, left : left + width]
+            total[..., top : top + height, left : left + width] += model(piece)
+            count[top : top + height, left : left + width] += 1
+    assert torch.allclose(model.predict(x, window, stride), total / count, atol=1e-5)
+
+
+def test_an_image_within_the_window_is_predicted_whole():
+    model, x = segmenter(), images(1, 30, 44)
+    assert torch.equal(model.predict(x), model(x))
+    assert torch.equal(model.predict(x, window=None), model(x))
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "stride"), [(10, 4, 3), (10, 4, 4), (10, 10, 3), (3, 10, 3), (1024, 512, 341), (11, 4, 1)]
+)
+def test_windows_cover_everything_once_in_order_and_stay_inside(length, window, stride):
+    windows = _windows(length, window, stride)
+    assert windows[0].start == 0
+    assert windows[-1].stop == length
+    assert all(w.stop - w.start == min(window, length) for w in windows)
+    assert all(0 < b.start - a.start <= stride and b.start <= a.stop for a, b in zip(windows, windows[1:], strict=False))
+
+
+def test_predict_needs_no_gradient_and_restores_every_mode():
+    model = segmenter(head="linear, four maps").train()
+    model.head.dropout.eval()
+    modes = [module.training for module in model.modules()]
+    first, second = (model.predict(images(), window=16, stride=8) for _ in range(2))
+    assert not first.requires_grad
+    assert torch.equal(first, second)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_default_blocks_are_the_papers():
+    assert default_indices(24, 4) == [7, 11, 15, 23]
+    assert default_indices(12, 4) == [3, 5, 7, 11]
+    assert default_indices(12, 1) == [11]
+    assert default_indices(4, 2) == [1, 3]
+
+
+def test_indices_choose_the_maps():
+    backbone = strong(rein.wrap(build(DYNAMIC), SMALL))
+    head = rein.heads.LinearHead([32, 32], 3).eval()
+    model = rein.Segmenter(backbone, head, indices=[0, 2])
+    maps = backbone.forward_intermediates(images(), indices=[0, 2], intermediates_only=True)
+    expected = F.interpolate(head(maps), (32, 32), mode="bilinear")
+    assert torch.allclose(model(images()), expected)
+
+
+@every_head
+@pytest.mark.parametrize("wrap", [True, False])
+def test_one_file_brings_adapter_and_head_back(tmp_path, head, wrap):
+    model, x = segmenter(head=head, wrap=wrap), images(1, 45, 30)
+    model.save(tmp_path / "model.safetensors")
+    backbone = build(DYNAMIC)
+    again = rein.Segmenter.load(tmp_path / "model.safetensors", backbone).eval()
+    assert again.backbone is backbone
+    assert again.indices == model.indices
+    assert torch.equal(again(x), model(x))
+
+
+def test_files_of_the_other_kind_and_other_backbones_are_refused(tmp_path):
+    model = segmenter()
+    model.save(tmp_path / "model.safetensors")
+    rein.save(model.backbone, tmp_path / "adapter.safetensors")
+    backbone = build(DYNAMIC)
+    keys = list(backbone.state_dict())
+    with pytest.raises(rein.CheckpointError, match=r"holds an adapter alone; read it with rein.load"):
+        rein.Segmenter.load(tmp_path / "adapter.safetensors", backbone)
+    with pytest.raises(rein.CheckpointError, match=r"holds a segmenter.*rein.Segmenter.load"):
+        rein.load(backbone, tmp_path / "model.safetensors")
+    with pytest.raises(rein.CheckpointError, match="was trained on VisionTransformer, the model is Eva"):
+        rein.Segmenter.load(tmp_path / "model.safetensors", build("dinov3"))
+    with pytest.raises(rein.CheckpointError, match="widths per block"):
+        rein.Segmenter.load(tmp_path / "model.safetensors", build(DYNAMIC, embed_dim=64))
+    assert list(backbone.state_dict()) == keys
+
+
+def test_a_head_of_the_users_own_is_not_saved_half():
+    class Mine(rein.heads.LinearHead):
+        pass
+
+    model = rein.Segmenter(build(DYNAMIC), Mine(32, 3))
+    with pytest.raises(InputError, match=r"Mine is not one of rein.heads"):
+        model.save("never.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda m: m(torch.zeros(3, 32, 32)),
+            r"images must be floating point \(B, 3, H, W\); got torch.float32 of shape \(3, 32, 32\)",
+        ),
+        (lambda m: m(torch.zeros(1, 4, 32, 32)), r"\(1, 4, 32, 32\)"),
+        (lambda m: m(torch.zeros(1, 3, 0, 32)), r"\(1, 3, 0, 32\)"),
+        (lambda m: m(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), "got torch.uint8"),
+        (
+            lambda m: m.loss(images(), torch.zeros(2, 32, 32)),
+            r"labels must be integers of shape \(2, 32, 32\).*got torch.float32",
+        ),
+        (lambda m: m.loss(images(), torch.zeros(2, 32, 31, dtype=torch.long)), r"of shape \(2, 32, 31\)"),
+        (
+            lambda m: m.loss(images(), torch.full((2, 32, 32), 5)),
+            r"labels must be 0 to 4, or 255 where nothing counts; got \[5\]",
+        ),
+        (lambda m: m.loss(images(), torch.full((2, 32, 32), -1)), r"got \[-1\]"),
+        (lambda m: m.predict(images(), window=0), r"window \(0, 0\)"),
+        (lambda m: m.predict(images(), window=16, stride=17), "the stride no larger than the window"),
+    ],
+)
+def test_wrong_input_is_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call(segmenter())
+
+
+def test_training_on_images_beyond_a_fixed_size_is_refused():
+    with pytest.raises(InputError, match="images are 40 x 32, the backbone takes 32 x 32: train on crops"):
+        segmenter(FIXED).loss(images(1, 40, 32), torch.zeros(1, 40, 32, dtype=torch.long))
+
+
+@pytest.mark.parametrize("indices", [[0, 1, 2], [0, 1, 2, 4], [0, 2, 1, 3], [0, 1, 1, 3], [-1, 1, 2, 3]])
+def test_impossible_indices_are_refused(indices):
+    head = rein.heads.LinearHead([32] * 4, 3)
+    with pytest.raises(InputError, match="must be 4 different blocks below 4, in order"):
+        rein.Segmenter(build(DYNAMIC), head, indices)
+
+
+def test_a_head_that_wants_queries_needs_an_adapter_that_has_them():
+    class Linked(rein.heads.LinearHead):
+        uses_queries = True
+
+        def forward(self, maps, queries=None):
+            return super().forward(maps) + queries.mean()
+
+    with pytest.raises(InputError, match="Linked uses queries"):
+        rein.Segmenter(build(DYNAMIC), Linked(32, 3))
+    with pytest.raises(InputError, match="Linked uses queries"):
+        rein.Segmenter(rein.wrap(build(DYNAMIC), SMALL), Linked(32, 3))
+    model = rein.Segmenter(rein.wrap(build(DYNAMIC), rein.ReinConfig(num_tokens=4, rank=2, query_dim=6)), Linked(32, 3))
+    model(images()).sum().backward()
+    assert model.backbone.rein.query_merge.weight.grad is not None
+
+
+def test_segmenter_runs_in_half_precision_and_compiled():
+    model, x = segmenter(), images()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x).dtype == torch.float32
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(x), model(x), atol=1e-5)
