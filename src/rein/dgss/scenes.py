@@ -8,14 +8,14 @@ source domain, or fog, night, rain or snow, the target domains. numpy and Pillow
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
-from rein.dgss.weather import LOOKS, View, noise_tile
 
 from rein.dgss.classes import CITYSCAPES_CLASSES
+from rein.dgss.weather import LOOKS, View, noise_tile
 from rein.errors import InputError
 
 DOMAINS = ("day", "fog", "night", "rain", "snow")
@@ -47,6 +47,7 @@ SUPERSAMPLING = 2
 ) = range(len(CITYSCAPES_CLASSES))
 
 Colour = tuple[float, float, float]
+Point = tuple[float, float, float]
 Generator = np.random.Generator
 
 BLACK: Colour = (0, 0, 0)
@@ -56,7 +57,6 @@ GLASS: Colour = (52, 64, 78)
 HEADLIGHT_GLOW: Colour = (255, 244, 214)
 TAIL_LIGHT_GLOW: Colour = (225, 24, 16)
 LAMP_GLOW: Colour = (255, 214, 150)
-SHOP_GLOW: Colour = (235, 190, 120)
 
 TOWARDS_CAMERA = (0.0, 0.0, -1.0)
 UPWARDS = (0.0, 1.0, 0.0)
@@ -125,6 +125,11 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
+def _scaled(colour: Colour, factor: float, more: float = 0.0) -> Colour:
+    red, green, blue = (max(0.0, min(255.0, part * factor + more)) for part in colour)
+    return red, green, blue
+
+
 def _generator(*entropy: int) -> Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
@@ -143,6 +148,10 @@ class Camera(NamedTuple):
     height: float  # metres above the ground
 
 
+# What makes a surface's columns bytes: label, colour, sun, glow, snow cover, two of depth, pattern, sky.
+SURFACE_SCALES = (1, 1, 1, 1, 255, 1, 1, 1, 255, 0, 0, 0, 0)
+
+
 class Painter:
     """Paints surfaces far to near into one image that holds the number of the surface each pixel shows.
 
@@ -158,7 +167,7 @@ class Painter:
         self.draw = ImageDraw.Draw(self.numbers)
         self.draw_cast = ImageDraw.Draw(self.cast_shadow)
         self.draw_contact = ImageDraw.Draw(self.contact_shadow)
-        self.surfaces: list[tuple] = [(0.0,) * 12]  # number 0 is ground and sky, painted by `_ground`
+        self.surfaces: list[tuple] = [(0.0,) * 13]  # number 0 is ground and sky, painted by `_ground`
         self.patterns: list[tuple] = [(0.0,) * 12]  # pattern 0 is plain
         self.lamps: list[tuple[float, float, float]] = []
 
@@ -195,7 +204,7 @@ class Painter:
         """
         sun = 0.5 if normal is None else max(0.0, sum(n * s for n, s in zip(normal, self.sun, strict=True)))
         first, second = plane or (1.0 / max(z, NEAREST), 0.0)
-        self.surfaces.append((label, *colour, sun, *glow, cover, first, second, pattern))
+        self.surfaces.append((label, *colour, sun, *glow, cover, first, second, pattern, 0.0))
         return len(self.surfaces) - 1
 
     def pattern(self, *numbers: float) -> int:
@@ -298,7 +307,7 @@ class Street(NamedTuple):
 def _plan(random: Generator) -> Street:
     suburb = random.random() < 0.4
     lane = random.uniform(3.0, 3.6)
-    lanes_left, lanes_right = int(random.integers(1, 3)), int(random.integers(1, 3))
+    lanes_left, lanes_right = (1 + int(random.random() < share) for share in (0.3, 0.4))
     parking = (random.random() < 0.6, random.random() < 0.6)
     tram = random.random() < 0.12
     sides = []
@@ -340,11 +349,7 @@ def _sun(random: Generator) -> tuple[float, float, float]:
     """Return the direction to the sun: right, up, ahead; mostly from the side or from behind."""
     azimuth = random.choice((-1.0, 1.0)) * np.radians(random.uniform(35, 165))
     elevation = np.radians(random.uniform(32, 60))
-    return (
-        float(np.sin(azimuth) * np.cos(elevation)),
-        float(np.sin(elevation)),
-        float(np.cos(azimuth) * np.cos(elevation)),
-    )
+    return (float(np.sin(azimuth) * np.cos(elevation)), float(np.sin(elevation)), float(np.cos(azimuth) * np.cos(elevation)))
 
 
 def _view(random: Generator, height: int, width: int) -> View:
@@ -354,9 +359,34 @@ def _view(random: Generator, height: int, width: int) -> View:
     _paint_skyline(painter, random)
     things = _buildings(street, random) + _furniture(street, random) + _greenery(street, random)
     things += _traffic(street, random) + _people(street, random)
-    for _, paint, arguments in sorted(things, key=lambda thing: -thing[0]):
-        paint(painter, *arguments)
+    for thing in _far_to_near(things):
+        thing.paint(painter, *thing.arguments)
     return _read_back(painter, street)
+
+
+class Thing(NamedTuple):
+    """Something to paint; metres."""
+
+    z: float
+    paint: Callable
+    arguments: tuple
+    x: float = 0.0
+    length: float = 0.0  # of what reaches from z ahead
+
+
+def _far_to_near(things: list[Thing]) -> list[Thing]:
+    """Order things for painting: what stands beside a long one, on the camera's side, comes after it."""
+    long = [thing for thing in things if thing.length]
+
+    def nearness(thing: Thing) -> float:
+        z = thing.z
+        for other in long:
+            between = 0 < thing.x < other.x or other.x < thing.x < 0
+            if between and other.z - 0.02 <= thing.z < other.z + other.length:
+                z = min(z, other.z - 0.01)
+        return -z
+
+    return sorted(things, key=nearness)
 
 
 # --- reading the painting back --------------------------------------------------------------------------
@@ -429,26 +459,30 @@ def _read_back(painter: Painter, street: Street) -> View:
     b = ((np.arange(camera.rows) + 0.5 - camera.horizon) / camera.focal).astype(np.float32)
     numbers = np.asarray(painter.numbers)
     table = np.array(painter.surfaces, np.float32)
-    bytes_table = np.clip(table, 0, 255).astype(np.uint8)
+    bytes_table = np.clip(table * np.array(SURFACE_SCALES, np.float32), 0, 255).astype(np.uint8)
 
     first, second = table[:, 9].take(numbers), table[:, 10].take(numbers)
-    depth = 1.0 / np.clip(first + second * a, 1.0 / 500.0, 1.0 / NEAREST)
+    depth = np.float32(1) / np.clip(first + second * a, 1.0 / 500.0, 1.0 / NEAREST)
     label = bytes_table[:, 0].take(numbers)
     colour = bytes_table[:, 1:4].take(numbers, axis=0)
     glow = bytes_table[:, 5:8].take(numbers, axis=0)
-    sun = (table[:, 4] * 255).astype(np.uint8).take(numbers)
-    cover = (table[:, 8] * 255).astype(np.uint8).take(numbers)
+    shares = bytes_table[:, (4, 8, 12)].take(numbers, axis=0)  # sun, snow cover, sky
 
-    _paint_patterns(painter, numbers, table[:, 11].astype(np.intp), a, b, depth, colour, glow)
-    sky = _paint_ground(painter, street, numbers, a, b, label, depth, colour, sun)
+    _paint_patterns(painter, numbers, table[:, 11].astype(np.int16), a, b, depth, colour, glow)
+    horizon = int(np.searchsorted(b, 1e-4))
+    is_sky = numbers[:horizon] == 0
+    label[:horizon][is_sky] = SKY
+    depth[:horizon][is_sky] = SKY_DEPTH
+    shares[:horizon, :, 2] = is_sky * np.uint8(255)
+    _paint_ground(painter, street, np.flatnonzero(numbers == 0), a, b, label, depth, colour, shares)
 
-    step = SUPERSAMPLING
+    step, shares = SUPERSAMPLING, _average(shares)
     return View(
         albedo=_average(colour),
-        sky=_average(sky),
-        sun=_average(sun),
+        sky=shares[..., 2],
+        sun=shares[..., 0],
         glow=_average(glow),
-        cover=_average(cover),
+        cover=shares[..., 1],
         label=np.ascontiguousarray(label[::step, ::step]),
         depth=np.ascontiguousarray(depth[::step, ::step]),
         a=a[::step],
@@ -467,52 +501,64 @@ def _average(layer: np.ndarray) -> np.ndarray:
     return small.astype(np.float32) * np.float32(1 / 255)
 
 
-def _paint_ground(painter, street, numbers, a, b, label, depth, colour, sun) -> np.ndarray:
-    """Fill in place the pixels without a surface: ground below the horizon, sky above; return the sky."""
+def _paint_ground(
+    painter: Painter,
+    street: Street,
+    where: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    label: np.ndarray,
+    depth: np.ndarray,
+    colour: np.ndarray,
+    shares: np.ndarray,
+) -> None:
+    """Fill in place those pixels without a surface (flat indices `where`) that lie below the horizon."""
     camera, noise = painter.camera, noise_tile()
-    start = int(np.searchsorted(b, 1e-4))
-    free = numbers == 0
-    sky = free[:start]
-    label[:start][sky] = SKY
-    depth[:start][sky] = SKY_DEPTH
+    horizon = int(np.searchsorted(b, 1e-4))
+    where = where[np.searchsorted(where, horizon * camera.columns) :].astype(np.int32)
+    row, column = np.divmod(where, np.int32(camera.columns))
+    row -= horizon
+    row_z = np.minimum(camera.height / b[horizon:], 500.0).astype(np.float32)
 
-    z = np.minimum(camera.height / b[start:], 500.0).astype(np.float32)
-    x = a * z[:, None] - (street.bend * z * z)[:, None]
+    z = row_z.take(row)
+    x = a.take(column) * z - (street.bend * row_z * row_z).take(row)
     places = int(2 * TABLE_REACH * TABLE_STEPS)
-    place = np.clip((x + TABLE_REACH) * TABLE_STEPS, 0, places - 1).astype(np.intp)
-    place += (_row_kinds(street, z) * places)[:, None]
+    place = np.clip((x + TABLE_REACH) * TABLE_STEPS, 0, places - 1).astype(np.int32)
+    place += (_row_kinds(street, row_z) * places).astype(np.int32).take(row)
     material = _across_tables(street).ravel().take(place)
+    labels, colours, grains = zip(*MATERIALS, strict=True)
 
-    grain_scale = 24.0 * max(1.0, min(2.0, camera.rows / 512))
+    scale = np.float32(24.0 * max(1.0, min(2.0, camera.rows / 512)))
     size = len(noise)
-    row = ((z * grain_scale).astype(np.intp) % size * size)[:, None]
-    grain = noise.ravel().take(row + ((x * np.float32(grain_scale)).astype(np.int32) & (size - 1))) - np.float32(0.5)
-    fade = (1.0 / (1.0 + z / 14.0)).astype(np.float32)[:, None]
-    strength = np.array([grain for *_, grain in MATERIALS], np.float32).take(material)
-    bright = np.float32(1) + np.float32(2) * strength * fade * grain
-    joint = ((x - np.floor(x) < 0.07) | (z % 1.0 < 0.07)[:, None]) & (material == PAVING)
-    bright -= np.float32(0.22) * fade * joint
-    bright *= 1.0 - np.asarray(painter.contact_shadow)[start:] * np.float32(0.85 / 255)
-    paint = np.array([m[1] for m in MATERIALS], np.float32).take(material, axis=0)
-    paint = np.minimum(paint * bright[..., None], 255).astype(np.uint8)
+    cell = ((row_z * scale).astype(np.int32) % size * size).take(row) + ((x * scale).astype(np.int32) & (size - 1))
+    fade = (1 / (1 + row_z / 14)).astype(np.float32).take(row)
+    bright = 1 + 2 * np.array(grains, np.float32).take(material) * fade * (noise.ravel().take(cell) - np.float32(0.5))
+    joint = (x - np.floor(x) < 0.07) | (row_z % 1.0 < 0.07).take(row)
+    bright -= np.float32(0.22) * fade * (joint & (material == PAVING))
+    bright *= 1 - np.asarray(painter.contact_shadow).ravel().take(where) * np.float32(0.85 / 255)
+    paint = np.array(colours, np.float32).take(material, axis=0) * bright[:, None]
 
-    free = free[start:]
-    labels = np.array([m[0] for m in MATERIALS], np.uint8).take(material)
-    np.copyto(label[start:], labels, where=free)
-    np.copyto(depth[start:], z[:, None], where=free)
-    np.copyto(colour[start:], paint, where=free[..., None])
-    sunny = (255 - np.asarray(painter.cast_shadow)[start:]) * np.float32(painter.sun[1])
-    np.copyto(sun[start:], sunny.astype(np.uint8), where=free)
-    whole = np.zeros(label.shape, np.uint8)
-    whole[:start] = sky * np.uint8(255)
-    return whole
+    label.ravel()[where] = np.array(labels, np.uint8).take(material)
+    depth.ravel()[where] = z
+    colour.reshape(-1, 3)[where] = np.minimum(paint, 255).astype(np.uint8)
+    sunny = (255 - np.asarray(painter.cast_shadow).ravel().take(where)) * np.float32(painter.sun[1])
+    shares.reshape(-1, 3)[where, 0] = sunny.astype(np.uint8)
 
 
 # Kinds of pattern.
 WINDOWS, BRICKS, BARS, LEAVES, TILES = range(1, 6)
 
 
-def _paint_patterns(painter, numbers, pattern_of, a, b, depth, colour, glow) -> None:
+def _paint_patterns(
+    painter: Painter,
+    numbers: np.ndarray,
+    pattern_of: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    depth: np.ndarray,
+    colour: np.ndarray,
+    glow: np.ndarray,
+) -> None:
     """Paint windows, bricks, fence bars and leaves in place, by metres along and up each wall.
 
     A pattern is (kind, along x, along z, along offset, column width, window width, storey height,
@@ -566,11 +612,12 @@ def _paint_patterns(painter, numbers, pattern_of, a, b, depth, colour, glow) -> 
     is_lit = chance < of(11)[window]
     warmth = chance[is_lit] * 97.0
     warmth -= np.floor(warmth)
-    light = np.stack([230 + 25 * warmth, 172 + 50 * warmth, 88 + 80 * warmth], 1) * (0.5 + 0.4 * warmth)[:, None]
+    light = np.stack([230 + 25 * warmth, 172 + 50 * warmth, 88 + 80 * warmth], 1)
+    light *= ((0.5 + 0.4 * warmth) * np.where(shop[window[is_lit]], 0.6, 1.0))[:, None]  # shops are large
     glow.reshape(-1, 3)[where[window[is_lit]]] = light.astype(np.uint8)
 
 
-def _wall_grain(kind, along, up, top, speck) -> np.ndarray:
+def _wall_grain(kind: np.ndarray, along: np.ndarray, up: np.ndarray, top: np.ndarray, speck: np.ndarray) -> np.ndarray:
     """Return the brightness of bricks, fence bars, leaves and tiles by metres along and up, (N,)."""
     course = np.floor(up / 0.4)
     brick = (along + 0.4 * (course % 2)) / 0.8
@@ -588,20 +635,12 @@ def _wall_grain(kind, along, up, top, speck) -> np.ndarray:
 
 # --- buildings, walls, fences ---------------------------------------------------------------------------
 
-Thing = tuple[float, Callable, tuple]  # how far away it is, how it is painted, with what
-
+# fmt: off
 WALL_COLOURS: tuple[Colour, ...] = (
-    (214, 198, 166),
-    (168, 96, 74),
-    (196, 152, 102),
-    (186, 186, 182),
-    (226, 222, 210),
-    (204, 150, 126),
-    (158, 170, 182),
-    (140, 112, 92),
-    (218, 186, 122),
-    (172, 178, 150),
+    (214, 198, 166), (168, 96, 74), (196, 152, 102), (186, 186, 182), (226, 222, 210),
+    (204, 150, 126), (158, 170, 182), (140, 112, 92), (218, 186, 122), (172, 178, 150),
 )
+# fmt: on
 ROOF_COLOURS: tuple[Colour, ...] = ((150, 78, 58), (122, 66, 54), (84, 84, 92), (104, 96, 90))
 SHOP_COLOURS: tuple[Colour, ...] = ((148, 40, 40), (40, 84, 62), (36, 60, 110), (196, 160, 60), (70, 66, 64))
 
@@ -622,14 +661,18 @@ class House(NamedTuple):
     seed: float
 
 
+def _pick(random: Generator, colours: tuple[Colour, ...]) -> Colour:
+    return colours[int(random.integers(len(colours)))]
+
+
 def _house(street: Street, random: Generator) -> House:
-    pick = lambda colours: colours[int(random.integers(len(colours)))]  # noqa: E731
+    pick = partial(_pick, random)
     storeys = int(random.integers(1, 4) if street.suburb else random.integers(3, 8))
     storey = random.uniform(2.9, 3.5)
     shade = random.uniform(0.86, 1.08)
     pitched = random.random() < (0.9 if street.suburb else 0.45)
     return House(
-        wall=tuple(min(255.0, c * shade) for c in pick(WALL_COLOURS)),
+        wall=_scaled(pick(WALL_COLOURS), shade),
         height=storeys * storey + 0.5,
         roof=pick(ROOF_COLOURS) if pitched else None,
         roof_height=random.uniform(2.5, 4.5),
@@ -656,21 +699,19 @@ def _buildings(street: Street, random: Generator) -> list[Thing]:
                     continue
                 end = min(end, street.crossing - 1.5)
             if random.random() < (0.1 if 4 < z < 45 else 0.2):
-                things.append((end, _paint_border, _border(random, side, z, end, side.pavement + 0.15)))
+                things.append(Thing(end, _paint_border, _border(random, side, z, end, side.pavement + 0.15)))
             else:
                 house = _house(street, random)
                 depth = random.uniform(8, 13)
-                things.append((end, _paint_house, (house, side, side.facade, z, end, depth)))
+                things.append(Thing(end, _paint_house, (house, side, side.facade, z, end, depth)))
                 if side.facade - side.pavement > 1.5 and random.random() < 0.8:
                     border = _border(random, side, z, end, side.pavement + 0.15)
-                    things.append((end - 0.01, _paint_border, border))
-            z = end + (random.uniform(1.5, 6) if street.suburb else random.choice((0.0, 0.0, 0.0, 3.0)))
+                    things.append(Thing(end - 0.01, _paint_border, border))
+            z = end + (random.uniform(1.5, 6) if street.suburb else 3.0 * (random.random() < 0.25))
     return things
 
 
-def _paint_house(
-    painter: Painter, house: House, side: Side, facade: float, start: float, end: float, depth: float
-) -> None:
+def _paint_house(painter: Painter, house: House, side: Side, facade: float, start: float, end: float, depth: float) -> None:
     x, back, height = side.x(facade), side.x(facade + depth), house.height
     near = max(start, NEAREST)
     if end <= near + 0.3:
@@ -695,11 +736,11 @@ def _paint_house(
         painter.polygon(wall, *outline)
     wall = painter.surface(BUILDING, house.wall, 1, plane, inward, pattern=along_street)
     painter.polygon(wall, (x, 0, near), (x, 0, end), (x, height, end), (x, height, near))
-    light = tuple(min(255.0, c * 1.12) for c in house.wall)
+    light = _scaled(house.wall, 1.12)
     cornice = painter.surface(BUILDING, light, 1, plane, inward, cover=0.0 if house.roof else 0.7)
     _paint_band(painter, cornice, x, near, end, height - 0.3, height + 0.1)
     if house.shop is not None:
-        sign = painter.surface(BUILDING, house.shop, 1, plane, inward, glow=tuple(c * 0.7 for c in house.shop))
+        sign = painter.surface(BUILDING, house.shop, 1, plane, inward, glow=_scaled(house.shop, 0.7))
         _paint_band(painter, sign, x, near, end - 0.4, 2.75, 3.2)
     footprint = [(x, near), (x, end), (back, end), (back, near)]
     for first in range(4):
@@ -707,8 +748,15 @@ def _paint_house(
         painter.shade_wall(*corners, height)
 
 
-def _paint_band(painter, number: int, x: float, near: float, end: float, low: float, high: float) -> None:
+def _paint_band(painter: Painter, number: int, x: float, near: float, end: float, low: float, high: float) -> None:
     painter.polygon(number, (x, low, near), (x, low, end), (x, high, end), (x, high, near))
+
+
+BORDERS: dict[int, tuple[int, Colour]] = {
+    BRICKS: (WALL, (168, 148, 128)),
+    BARS: (FENCE, (150, 140, 126)),
+    LEAVES: (VEGETATION, (62, 92, 44)),
+}
 
 
 def _border(random: Generator, side: Side, start: float, end: float, distance: float) -> tuple:
@@ -716,34 +764,30 @@ def _border(random: Generator, side: Side, start: float, end: float, distance: f
     return kind, side, distance, start, end, random.uniform(0.9, 1.9), random.uniform(0.85, 1.1)
 
 
-def _paint_border(painter, kind: int, side: Side, distance, start, end, height, shade) -> None:
+def _paint_border(
+    painter: Painter, kind: int, side: Side, distance: float, start: float, end: float, height: float, shade: float
+) -> None:
     """Paint a wall, a fence or a hedge along the pavement."""
-    label, colour = {
-        BRICKS: (WALL, (168, 148, 128)),
-        BARS: (FENCE, (150, 140, 126)),
-        LEAVES: (VEGETATION, (62, 92, 44)),
-    }[kind]
+    label, colour = BORDERS[kind]
     near, x = max(start, NEAREST), side.x(distance)
     if end <= near + 0.3:
         return
     pattern = painter.pattern(kind, 0.0, 1.0, 0.0, 2.0, 0.0, 3.0, 0.0, height, 0.0, 0.0, 0.0)
-    colour = tuple(c * shade for c in colour)
+    colour = _scaled(colour, shade)
     plane = painter.plane(x, near, x, end)
     inward = (-0.7 * side.sign, 0.4, 0.0)
     number = painter.surface(label, colour, 1, plane, inward, pattern=pattern)
     _paint_band(painter, number, x, near, end, 0.0, height)
     if kind != BARS:
-        top = painter.surface(label, tuple(c * 1.15 for c in colour), 1, plane, UPWARDS, cover=0.95)
+        top = painter.surface(label, _scaled(colour, 1.15), 1, plane, UPWARDS, cover=0.95)
         back = side.x(distance + 0.4)
-        painter.polygon(
-            top, (x, height, near), (x, height, end), (back, height, end), (back, height, near)
-        )
+        painter.polygon(top, (x, height, near), (x, height, end), (back, height, end), (back, height, near))
     painter.shade_wall((x, near), (x, end), height)
 
 
 def _paint_skyline(painter: Painter, random: Generator) -> None:
     """Close the far end of the street: blocks and trees in the distance."""
-    for x in np.arange(-190, 190, 15.0):
+    for x in range(-190, 190, 15):
         height, width = random.uniform(4, 16), random.uniform(8, 15)
         colour = (158 + random.uniform(-12, 12), 160.0, 166.0)
         house = painter.pattern(WINDOWS, 1.0, 0.0, 300.0, 3.4, 0.5, 3.3, 0.5, height, 0.0, x, 0.3)
@@ -752,11 +796,11 @@ def _paint_skyline(painter: Painter, random: Generator) -> None:
     leaves = painter.pattern(LEAVES, 1.0, 0.0, 300.0, 9.0, 0.0, 9.0, 0.0, 9.0, 0.0, 0.0, 0.0)
     for z, tone in ((200.0, 1.0), (172.0, 0.88)):
         trees = painter.surface(VEGETATION, (96 * tone, 118 * tone, 88 * tone), z, cover=0.5, pattern=leaves)
-        top = [(float(x), 2.5 + 5.5 * random.random() ** 2, z) for x in np.arange(-200, 201, 4.0)]
+        top = [(x, 2.5 + 5.5 * random.random() ** 2, z) for x in range(-200, 201, 4)]
         painter.polygon(trees, (-200, 0, z), *top, (200, 0, z))
 
 
-def _upright(number, x0, x1, low, high, z) -> tuple:
+def _upright(number: int, x0: float, x1: float, low: float, high: float, z: float) -> tuple:
     """Return the arguments of `Painter.polygon` for a rectangle that faces the camera."""
     return number, (x0, low, z), (x1, low, z), (x1, high, z), (x0, high, z)
 
@@ -799,17 +843,17 @@ def _greenery(street: Street, random: Generator) -> list[Thing]:
             for z in np.arange(random.uniform(7, 16), 110, spacing):
                 if _clear(street, z) and random.random() < 0.85:
                     z = float(z + random.uniform(-1, 1))
-                    things.append((z, _paint_tree, (tree(random.uniform(4.5, 8.5)), side.x(distance), z)))
-        behind = (6 if street.suburb else 2) + int(6 * street.greenery)
+                    things.append(Thing(z, _paint_tree, (tree(random.uniform(4.5, 8.5)), side.x(distance), z)))
+        behind = (4 if street.suburb else 1) + int(4 * street.greenery)
         for z in random.uniform(8, 130, behind):
             distance = side.facade + random.uniform(11, 25)
-            things.append((float(z), _paint_tree, (tree(random.uniform(6, 11)), side.x(distance), float(z))))
+            things.append(Thing(float(z), _paint_tree, (tree(random.uniform(6, 11)), side.x(distance), float(z))))
         if side.facade - side.pavement > 2:
             for z in random.uniform(5, 70, 7):
                 bush = tree(random.uniform(1.2, 2.6))._replace(trunk=0.0, conifer=False)
                 distance = random.uniform(side.pavement + 0.9, side.facade - 0.6)
                 if _clear(street, z):
-                    things.append((float(z), _paint_tree, (bush, side.x(distance), float(z))))
+                    things.append(Thing(float(z), _paint_tree, (bush, side.x(distance), float(z))))
     return things
 
 
@@ -831,10 +875,8 @@ def _crown(shape: int, conifer: bool, sun_side: int) -> tuple[Image.Image, Image
     coarse = noise[np.ix_((index + first) % 512, (index + second) % 512)] - 0.5
     index = np.arange(cells) * 300 // cells
     fine = noise[np.ix_((index + second) % 512, (index + first) % 512)] - 0.5
-    if conifer:
-        where = np.abs(x) < 0.48 * (y + 1) + 0.35 * fine
-    else:
-        where = x * x + y * y + 1.1 * coarse + 0.5 * fine < 0.72
+    triangle, ball = np.abs(x) - 0.48 * (y + 1), x * x + y * y - 0.72
+    where = triangle < 0.35 * fine if conifer else ball < -1.1 * coarse - 0.38 * fine
     tone = 0.45 + 0.7 * coarse + 0.5 * fine + 0.22 * sun_side * x - 0.3 * y
     tone = np.clip(tone * TONES, 0, TONES - 1).astype(np.uint8)
     return Image.fromarray(tone), Image.fromarray(where.astype(np.uint8) * np.uint8(255))
@@ -856,14 +898,14 @@ def _paint_tree(painter: Painter, tree: Tree, x: float, z: float) -> None:
     first = len(painter.surfaces)
     for tone in range(TONES):
         bright = 0.52 + 0.85 * tone / (TONES - 1)
-        colour = tuple(min(255.0, c * bright) for c in tree.colour)
+        colour = _scaled(tree.colour, bright)
         cover = max(0.0, tone - 1.5) / (TONES - 2)
         figure.surface(VEGETATION, colour, cover=min(0.9, cover))
     size = (box[2] - box[0], box[3] - box[1])
     tones, where = _crown(tree.shape, tree.conifer, 1 if painter.sun[0] > 0 else -1)
     tones, where = (layer.resize(size, Image.Resampling.NEAREST) for layer in (tones, where))
     painter.numbers.paste(Image.fromarray(np.asarray(tones, np.int32) + np.int32(first)), box, where)
-    for part, share in ((0.35, 0.38), (0.75, 0.36)):
+    for part, share in ((0.35, 0.38), (0.75, 0.36)) if z < 70 else ():
         circle = [(x + tree.width * share * u, z + tree.width * share * v) for u, v in CIRCLE]
         painter.shade(circle, tree.trunk + part * (tree.height - tree.trunk))
     painter.darken(x - 0.2, x + 0.2, z - 0.1, z + 0.2)
@@ -884,28 +926,27 @@ def _furniture(street: Street, random: Generator) -> list[Thing]:
     for index, side in enumerate(street.sides):
         for z in np.arange(first + index * spacing / 2, 120, spacing):
             if _clear(street, z):
-                things.append((float(z), _paint_lamp, (side.x(side.road + 0.45), float(z), side.sign)))
-        signs = sorted(random.uniform(8, 55, int(random.integers(2, 5))))
-        for z in signs:
+                things.append(Thing(float(z), _paint_lamp, (side.x(side.road + 0.45), float(z), side.sign)))
+        for z in random.uniform(8, 55, int(random.integers(2, 5))):
             kind, size = int(random.integers(6)), random.uniform(0.85, 1.15)
             x = side.x(side.road + random.uniform(0.5, 0.9))
-            things.append((float(z), _paint_sign, (x, float(z), kind, size, random.uniform(2.1, 2.5))))
+            if not _clear(street, z):
+                continue
+            things.append(Thing(float(z), _paint_sign, (x, float(z), kind, size, random.uniform(2.1, 2.5))))
         if random.random() < 0.3:
             start = random.uniform(6, 18)
             for z in np.arange(start, start + 15, 2.0):
                 if _clear(street, z):
-                    things.append((float(z), _paint_bollard, (side.x(side.road + 0.4), float(z))))
-    stop = street.crossing - 4.6 if street.crossing is not None else None
-    if stop is not None and random.random() < 0.8:
+                    things.append(Thing(float(z), _paint_bollard, (side.x(side.road + 0.4), float(z))))
+    if street.crossing is not None and random.random() < 0.8:
         state = int(random.integers(3))
-        for side in street.sides:
-            things.append((stop, _paint_traffic_light, (side.x(side.road + 0.5), stop, state, side.sign)))
-            far = street.crossing + street.crossing_width + 3
-            things.append((far, _paint_traffic_light, (side.x(side.road + 0.5), far, state, side.sign)))
+        for z in (street.crossing - 4.6, street.crossing + street.crossing_width + 3):
+            for side in street.sides:
+                things.append(Thing(z, _paint_traffic_light, (side.x(side.road + 0.5), z, state)))
     if random.random() < 0.25:
         z = random.uniform(28, 60)
         right = street.sides[1]
-        things.append((z, _paint_panel, (right.x(right.road + 0.6), z, random.uniform(2.4, 3.2))))
+        things.append(Thing(z, _paint_panel, (right.x(right.road + 0.6), z, random.uniform(2.4, 3.2))))
     return things
 
 
@@ -958,8 +999,8 @@ def _paint_sign(painter: Painter, x: float, z: float, kind: int, size: float, lo
             figure.polygon(number, (-radius, middle), (0, middle - radius), (radius, middle), (0, middle + radius))
     else:
         edge, cut = half, half * 0.41
-        corners = ((-edge, -cut), (-cut, -edge), (cut, -edge), (edge, -cut), (edge, cut), (cut, edge))
-        corners += ((-cut, edge), (-edge, cut))
+        corners = [(-edge, -cut), (-cut, -edge), (cut, -edge), (edge, -cut), (edge, cut), (cut, edge)]
+        corners += [(-cut, edge), (-edge, cut)]
         figure.polygon(red, *((u, middle + v) for u, v in corners))
         figure.line(white, 0.14, (-half * 0.6, middle), (half * 0.6, middle))
     painter.shade_wall((x - 0.05, z), (x + 0.05, z), middle)
@@ -979,14 +1020,14 @@ def _paint_panel(painter: Painter, x: float, z: float, width: float) -> None:
         figure.line(white, 0.16, (-width * 0.38, row), (width * end, row))
 
 
-def _paint_traffic_light(painter: Painter, x: float, z: float, state: int, sign: int) -> None:
+def _paint_traffic_light(painter: Painter, x: float, z: float, state: int) -> None:
     figure = Figure(painter, x, z)
     figure.line(figure.surface(POLE, METAL), 0.13, (0, 0), (0, 2.4))
     box = figure.surface(TRAFFIC_LIGHT, (44, 48, 46))
     figure.polygon(box, (-0.24, 2.25), (0.24, 2.25), (0.24, 3.4), (-0.24, 3.4))
     for index, colour in enumerate(((250, 60, 48), (250, 186, 50), (70, 235, 140))):
         lit = index == state
-        dim = tuple(c * 0.28 for c in colour)
+        dim = _scaled(colour, 0.28)
         lens = figure.surface(TRAFFIC_LIGHT, colour if lit else dim, glow=colour if lit else BLACK)
         figure.disc(lens, 0, 3.2 - 0.37 * index, 0.15)
     painter.shade_wall((x - 0.06, z), (x + 0.06, z), 3.3)
@@ -1003,7 +1044,7 @@ class Vehicle(NamedTuple):
     """
 
     label: int
-    profile: tuple[tuple[float, float, float], ...]
+    profile: tuple[Point, ...]
     faces: str  # one letter a face: b body, g glass, r roof or bonnet
     windows: tuple[float, float, float, float, float, float]  # along: low and high ends, up: low, high
     panes: int
@@ -1011,155 +1052,66 @@ class Vehicle(NamedTuple):
     wheel_radius: float
 
 
-def _windows(tail_low, tail_high, nose_high, nose_low, low, high):
-    return tail_low, tail_high, nose_high, nose_low, low, high
-
-
+# fmt: off
 VEHICLES: dict[str, Vehicle] = {
     "hatchback": Vehicle(
         CAR,
-        (
-            (0.05, 0.3, 0.82),
-            (0, 0.6, 0.88),
-            (0.08, 0.95, 0.86),
-            (0.55, 1.47, 0.64),
-            (2.2, 1.5, 0.66),
-            (3.1, 0.99, 0.84),
-            (3.95, 0.8, 0.8),
-            (4.1, 0.55, 0.84),
-            (4.05, 0.3, 0.82),
-        ),
-        "bbgrgrbb",
-        (0.4, 0.75, 2.1, 2.85, 0.98, 1.4),
-        2,
-        (0.75, 3.25),
-        0.33,
+        ((0.05, 0.24, 0.82), (0, 0.6, 0.88), (0.08, 0.95, 0.86), (0.55, 1.47, 0.64), (2.2, 1.5, 0.66),
+         (3.1, 0.99, 0.84), (3.95, 0.8, 0.8), (4.1, 0.55, 0.84), (4.05, 0.24, 0.82)),
+        "bbgrgrbb", (0.4, 0.75, 2.1, 2.85, 0.98, 1.4), 2, (0.75, 3.25), 0.33,
     ),
     "saloon": Vehicle(
         CAR,
-        (
-            (0.05, 0.3, 0.84),
-            (0, 0.6, 0.9),
-            (0.1, 0.98, 0.84),
-            (0.75, 1.02, 0.86),
-            (1.4, 1.42, 0.64),
-            (2.7, 1.45, 0.65),
-            (3.5, 0.98, 0.86),
-            (4.45, 0.8, 0.8),
-            (4.6, 0.55, 0.86),
-            (4.55, 0.3, 0.84),
-        ),
-        "bbrgrgrbb",
-        (1.0, 1.45, 2.6, 3.25, 0.98, 1.36),
-        2,
-        (0.85, 3.65),
-        0.33,
+        ((0.05, 0.24, 0.84), (0, 0.6, 0.9), (0.1, 0.98, 0.84), (0.75, 1.02, 0.86), (1.4, 1.42, 0.64),
+         (2.7, 1.45, 0.65), (3.5, 0.98, 0.86), (4.45, 0.8, 0.8), (4.6, 0.55, 0.86), (4.55, 0.24, 0.84)),
+        "bbrgrgrbb", (1.0, 1.45, 2.6, 3.25, 0.98, 1.36), 2, (0.85, 3.65), 0.33,
     ),
     "estate": Vehicle(
         CAR,
-        (
-            (0.05, 0.38, 0.88),
-            (0, 0.7, 0.93),
-            (0.05, 1.1, 0.92),
-            (0.4, 1.66, 0.74),
-            (2.7, 1.7, 0.76),
-            (3.45, 1.12, 0.9),
-            (4.4, 0.98, 0.86),
-            (4.55, 0.6, 0.9),
-            (4.5, 0.38, 0.88),
-        ),
-        "bbgrgrbb",
-        (0.35, 0.6, 2.6, 3.2, 1.12, 1.58),
-        3,
-        (0.85, 3.6),
-        0.37,
+        ((0.05, 0.28, 0.88), (0, 0.7, 0.93), (0.05, 1.1, 0.92), (0.4, 1.66, 0.74), (2.7, 1.7, 0.76),
+         (3.45, 1.12, 0.9), (4.4, 0.98, 0.86), (4.55, 0.6, 0.9), (4.5, 0.28, 0.88)),
+        "bbgrgrbb", (0.35, 0.6, 2.6, 3.2, 1.12, 1.58), 3, (0.85, 3.6), 0.37,
     ),
     "van": Vehicle(
         CAR,
-        (
-            (0, 0.4, 0.92),
-            (0, 1.2, 0.96),
-            (0.1, 1.8, 0.9),
-            (0.3, 1.95, 0.86),
-            (3.5, 1.95, 0.86),
-            (4.2, 1.2, 0.94),
-            (4.8, 0.95, 0.9),
-            (4.95, 0.6, 0.92),
-            (4.95, 0.4, 0.9),
-        ),
-        "bgbrgrbb",
-        (2.6, 2.6, 3.35, 3.95, 1.2, 1.75),
-        1,
-        (0.95, 3.95),
-        0.35,
+        ((0, 0.28, 0.92), (0, 1.2, 0.96), (0.1, 1.8, 0.9), (0.3, 1.95, 0.86), (3.5, 1.95, 0.86),
+         (4.2, 1.2, 0.94), (4.8, 0.95, 0.9), (4.95, 0.6, 0.92), (4.95, 0.28, 0.9)),
+        "bgbrgrbb", (2.6, 2.6, 3.35, 3.95, 1.2, 1.75), 1, (0.95, 3.95), 0.35,
     ),
     "truck": Vehicle(
         TRUCK,
-        (
-            (0, 0.75, 1.2),
-            (0, 3.4, 1.2),
-            (5.6, 3.4, 1.2),
-            (5.9, 2.7, 1.1),
-            (7.2, 2.65, 1.08),
-            (7.6, 1.5, 1.15),
-            (7.65, 0.5, 1.15),
-        ),
-        "brbrgb",
-        (6.1, 6.15, 7.1, 7.4, 1.55, 2.4),
-        1,
-        (0.9, 2.0, 6.5),
-        0.48,
+        ((0, 0.65, 1.2), (0, 3.4, 1.2), (5.6, 3.4, 1.2), (5.9, 2.7, 1.1), (7.2, 2.65, 1.08), (7.6, 1.5, 1.15),
+         (7.65, 0.45, 1.15)),
+        "brbrgb", (6.1, 6.15, 7.1, 7.4, 1.55, 2.4), 1, (0.9, 2.0, 6.5), 0.48,
     ),
     "bus": Vehicle(
         BUS,
-        (
-            (0, 0.4, 1.25),
-            (0, 1.5, 1.25),
-            (0.05, 2.6, 1.22),
-            (0.1, 3.05, 1.18),
-            (10.9, 3.05, 1.18),
-            (10.95, 2.75, 1.2),
-            (11.1, 1.1, 1.25),
-            (11.1, 0.4, 1.25),
-        ),
-        "bgbrbgb",
-        (0.4, 0.4, 10.7, 10.7, 1.4, 2.5),
-        7,
-        (2.6, 8.6),
-        0.5,
+        ((0, 0.35, 1.25), (0, 1.5, 1.25), (0.05, 2.6, 1.22), (0.1, 3.05, 1.18), (10.9, 3.05, 1.18),
+         (10.95, 2.75, 1.2), (11.1, 1.1, 1.25), (11.1, 0.35, 1.25)),
+        "bgbrbgb", (0.4, 0.4, 10.7, 10.7, 1.4, 2.5), 7, (2.6, 8.6), 0.5,
     ),
     "tram": Vehicle(
         TRAIN,
-        (
-            (0, 0.35, 1.2),
-            (0, 1.4, 1.25),
-            (0.3, 2.8, 1.15),
-            (0.5, 3.3, 1.1),
-            (21.5, 3.3, 1.1),
-            (21.7, 2.8, 1.15),
-            (22, 1.4, 1.25),
-            (22, 0.35, 1.2),
-        ),
-        "bgbrbgb",
-        (1.0, 1.0, 21, 21, 1.4, 2.6),
-        10,
-        (),
-        0.4,
+        ((0, 0.25, 1.2), (0, 1.4, 1.25), (0.3, 2.8, 1.15), (0.5, 3.3, 1.1), (21.5, 3.3, 1.1), (21.7, 2.8, 1.15),
+         (22, 1.4, 1.25), (22, 0.25, 1.2)),
+        "bgbrbgb", (1.0, 1.0, 21, 21, 1.4, 2.6), 10, (), 0.4,
     ),
 }
+# fmt: on
 
+# fmt: off
 PAINTS: tuple[Colour, ...] = (
-    (40, 42, 46),
-    (224, 226, 228),
-    (150, 154, 160),
-    (92, 98, 106),
-    (158, 34, 34),
-    (36, 66, 130),
-    (190, 186, 176),
-    (54, 92, 74),
-    (206, 120, 40),
-    (120, 172, 196),
+    (40, 42, 46), (224, 226, 228), (150, 154, 160), (92, 98, 106), (158, 34, 34),
+    (36, 66, 130), (190, 186, 176), (54, 92, 74), (206, 120, 40), (120, 172, 196),
 )
+# fmt: on
+
+
+def _beyond_crossing(street: Street, z: float, length: float) -> float:
+    """Return z, or where the cross street ends if something that long would stand in it."""
+    if street.crossing is None or z > street.crossing + street.crossing_width or z + length < street.crossing - 5:
+        return z
+    return street.crossing + street.crossing_width + 1.0
 
 
 def _traffic(street: Street, random: Generator) -> list[Thing]:
@@ -1167,14 +1119,15 @@ def _traffic(street: Street, random: Generator) -> list[Thing]:
     things: list[Thing] = []
 
     def place(kind: str, x: float, z: float, away: bool, lit: bool) -> None:
-        colour = PAINTS[int(random.integers(len(PAINTS)))]
+        colour = _pick(random, PAINTS)
         if kind == "tram":
             colour = (206, 60, 48) if random.random() < 0.5 else (228, 200, 90)
         elif kind == "bus":
             colour = ((204, 52, 44), (232, 186, 60), (70, 120, 170))[int(random.integers(3))]
         elif kind == "truck" and random.random() < 0.6:
             colour = (224, 226, 228)
-        things.append((z, _paint_vehicle, (VEHICLES[kind], x, z, away, colour, lit)))
+        length = VEHICLES[kind].profile[-1][0]
+        things.append(Thing(z, _paint_vehicle, (VEHICLES[kind], x, z, away, colour, lit), x, length))
 
     def a_car() -> str:
         return ("hatchback", "saloon", "estate", "van")[int(random.choice(4, p=(0.35, 0.28, 0.25, 0.12)))]
@@ -1183,30 +1136,32 @@ def _traffic(street: Street, random: Generator) -> list[Thing]:
         away, x = lane >= 0, lane * street.lane
         z = random.uniform(11, 26) if lane == 0 else random.uniform(6, 30)
         if street.tram and lane == -1:
-            z = random.uniform(14, 40)
+            z = _beyond_crossing(street, random.uniform(14, 40), 22)
             place("tram", x, z, False, True)
             z += 32
-        while z < 110:
+        while z < 100:
             chance, wobble = random.random(), random.uniform(-0.25, 0.25)
             kind = a_car() if chance < 0.84 else ("truck" if chance < 0.92 else "bus")
             if kind in ("truck", "bus") and z < 13:
                 kind = "van"
+            z = _beyond_crossing(street, z, VEHICLES[kind].profile[-1][0])
             place(kind, x + wobble, z, away, True)
             z += VEHICLES[kind].profile[-1][0] + random.uniform(5, 42) / street.bustle**0.5
     for side, parked in zip(street.sides, street.parking, strict=True):
         if not parked:
             continue
-        z = random.uniform(3, 9)
+        z, gap = random.uniform(3, 9), random.uniform(7, 18)  # without a gap the pavement might not be seen
         while z < 90:
             kind = a_car()
             length = VEHICLES[kind].profile[-1][0]
-            if _clear(street, z) and _clear(street, z + length) and random.random() < 0.35 + 0.5 * street.bustle:
+            free = _clear(street, z) and _clear(street, z + length) and not gap - length < z < gap + 7
+            if free and random.random() < 0.35 + 0.5 * street.bustle:
                 place(kind, side.x(side.road - 1.1), z, (side.sign > 0) ^ (random.random() < 0.06), False)
             z += length + random.uniform(0.7, 1.8)
     return things
 
 
-def _paint_vehicle(painter, vehicle: Vehicle, x, z, away: bool, colour: Colour, lit: bool) -> None:
+def _paint_vehicle(painter: Painter, vehicle: Vehicle, x: float, z: float, away: bool, colour: Colour, lit: bool) -> None:
     """Paint a vehicle whose nearest end stands at z: roof first, then the visible side, then the end."""
     length = max(point[0] for point in vehicle.profile)
     profile, faces = vehicle.profile, vehicle.faces
@@ -1216,35 +1171,39 @@ def _paint_vehicle(painter, vehicle: Vehicle, x, z, away: bool, colour: Colour, 
     widest = max(point[2] for point in profile)
     painter.darken(x - widest, x + widest, z, z + length)
     height = max(point[1] for point in profile)
-    for part in (0.25, 0.6, 1.0):
+    detailed = z < 45
+    for part in (0.25, 0.6, 1.0) if detailed else (0.8,):
         inset = 0.25 * part
         corners = [(x - widest + inset, z + inset), (x + widest - inset, z + inset)]
         corners += [(x + widest - inset, z + length - inset), (x - widest + inset, z + length - inset)]
         painter.shade(corners, part * height * 0.95)
 
     roof = max(range(len(faces)), key=lambda i: (profile[i][1] + profile[i + 1][1], -i))
-    for index in range(len(faces) - 1, roof - 1, -1):
+    for index in range(len(faces) - 1 if detailed else roof, roof - 1, -1):
         _paint_face(painter, vehicle, profile[index], profile[index + 1], faces[index], x, z, colour)
     middle = x + painter.bend * z * z
     if middle - widest > 0 or middle + widest < 0:
-        _paint_flank(painter, vehicle, profile, x, z, away, colour, -1 if middle > 0 else 1)
-    figure = Figure(painter, x, z)
-    tyre = figure.surface(vehicle.label, TYRE)
-    for foot in (-widest + 0.25, widest - 0.25):
-        figure.polygon(tyre, (foot - 0.13, 0), (foot + 0.13, 0), (foot + 0.13, 0.5), (foot - 0.13, 0.5))
+        _paint_flank(painter, vehicle, profile, x, z, away, colour, -1 if middle > 0 else 1, detailed)
+    axle = min((along if away else length - along for along in vehicle.wheels), default=1.0)
+    wheels = Figure(painter, x, z + axle - 0.5 * vehicle.wheel_radius)
+    tyre = wheels.surface(vehicle.label, TYRE)
+    for foot in (-widest + 0.2, widest - 0.2):
+        wheels.polygon(tyre, (foot - 0.12, 0), (foot + 0.12, 0), (foot + 0.12, 0.5), (foot - 0.12, 0.5))
     for index in range(roof - 1, -1, -1):
         _paint_face(painter, vehicle, profile[index], profile[index + 1], faces[index], x, z, colour)
-    _paint_end(figure, vehicle, profile, away, lit)
+    _paint_end(Figure(painter, x, z), vehicle, profile, away, lit)
 
 
-def _paint_face(painter, vehicle: Vehicle, low, high, kind: str, x, z, colour: Colour) -> None:
+def _paint_face(
+    painter: Painter, vehicle: Vehicle, low: Point, high: Point, kind: str, x: float, z: float, colour: Colour
+) -> None:
     (along0, up0, half0), (along1, up1, half1) = low, high
     rise, run = up1 - up0, along1 - along0
     steep = (rise * rise + run * run) ** 0.5 or 1.0
     normal = (0.0, abs(run) / steep, -abs(rise) / steep)
     cover = {"r": 0.95, "g": 0.25, "b": 0.1}[kind]
     if kind == "g":
-        colour = tuple(c + 46 * abs(run) / steep for c in GLASS)  # a slanted pane mirrors the sky
+        colour = _scaled(GLASS, 1.0, 30 * abs(run) / steep)  # a slanted pane mirrors the sky
     middle = z + (along0 + along1) / 2
     number = painter.surface(vehicle.label, colour, min(middle, z + 0.5), None, normal, cover=cover)
     near, far = (x, up0, z + along0, half0), (x, up1, z + along1, half1)
@@ -1257,18 +1216,29 @@ def _paint_face(painter, vehicle: Vehicle, low, high, kind: str, x, z, colour: C
     )
 
 
-def _paint_flank(painter, vehicle: Vehicle, profile, x, z, away: bool, colour: Colour, sign: int) -> None:
+def _paint_flank(
+    painter: Painter,
+    vehicle: Vehicle,
+    profile: tuple[Point, ...],
+    x: float,
+    z: float,
+    away: bool,
+    colour: Colour,
+    sign: int,
+    detailed: bool,
+) -> None:
+    """Paint the visible side: body, windows and, where they can be seen, wheels."""
     length = max(point[0] for point in profile)
     widest = max(point[2] for point in profile)
     edge = x + sign * widest
     plane = painter.plane(edge, z, edge, z + length)
     normal = (float(sign), 0.15, 0.0)
-    body = painter.surface(vehicle.label, tuple(c * 0.92 for c in colour), 1, plane, normal, cover=0.05)
+    body = painter.surface(vehicle.label, _scaled(colour, 0.92), 1, plane, normal, cover=0.05)
     painter.polygon(body, *((x + sign * half, up, z + along) for along, up, half in profile))
     tail_low, tail_high, nose_high, nose_low, low, high = vehicle.windows
     glass = painter.surface(vehicle.label, GLASS, 1, plane, normal)
     if vehicle.label in (BUS, TRAIN):
-        glass = painter.surface(vehicle.label, GLASS, 1, plane, normal, glow=(190, 176, 130))
+        glass = painter.surface(vehicle.label, GLASS, 1, plane, normal, glow=(120, 108, 76))
     top_half = min(half for _, up, half in profile if up > low)
 
     def point(along: float, up: float) -> tuple[float, float, float]:
@@ -1282,51 +1252,49 @@ def _paint_flank(painter, vehicle: Vehicle, profile, x, z, away: bool, colour: C
         highs = [tail_high + (nose_high - tail_high) * share for share in (start, end)]
         corners = ((lows[0] + gap, low), (lows[1] - gap, low), (highs[1] - gap, high), (highs[0] + gap, high))
         painter.polygon(glass, *(point(*corner) for corner in corners))
+    if not detailed:
+        return
     tyre = painter.surface(vehicle.label, TYRE, 1, plane)
     rim = painter.surface(vehicle.label, (150, 152, 156), 1, plane)
     for along in vehicle.wheels:
         for number, radius in ((tyre, vehicle.wheel_radius), (rim, vehicle.wheel_radius * 0.55)):
             middle = along if away else length - along
-            rounds = [
-                (edge, vehicle.wheel_radius + radius * v, z + middle + radius * u)
-                for u, v in CIRCLE
-            ]
+            rounds = [(edge, vehicle.wheel_radius + radius * v, z + middle + radius * u) for u, v in CIRCLE]
             painter.polygon(number, *rounds)
 
 
-def _paint_end(figure: Figure, vehicle: Vehicle, profile, away: bool, lit: bool) -> None:
+def _box(left: float, right: float, low: float, high: float) -> tuple[tuple[float, float], ...]:
+    return (left, low), (right, low), (right, high), (left, high)
+
+
+def _paint_end(figure: Figure, vehicle: Vehicle, profile: tuple[Point, ...], away: bool, lit: bool) -> None:
     """Paint lights, bumper and number plate on the end that faces the camera."""
     half, low = profile[1][2], profile[0][1]
     high = profile[1][1] + (0.15 if vehicle.label == CAR else -0.35)
     if vehicle.label in (BUS, TRAIN, TRUCK):
         high = low + 0.55
-    box = lambda left, right, bottom, top: ((left, bottom), (right, bottom), (right, top), (left, top))  # noqa: E731
     glow = (TAIL_LIGHT_GLOW if away else HEADLIGHT_GLOW) if lit else BLACK
     lamp = figure.surface(vehicle.label, (168, 26, 24) if away else (240, 240, 226), glow=glow)
     bumper = figure.surface(vehicle.label, (56, 58, 62))
-    figure.polygon(bumper, *box(-half * 0.95, half * 0.95, low, low + 0.15))
+    if not away:  # the grille
+        figure.polygon(bumper, *_box(-half * 0.55, half * 0.55, high - 0.14, high - 0.02))
+    figure.polygon(bumper, *_box(-half * 0.95, half * 0.95, low, low + 0.15))
     tall = 0.2 if away else 0.15
     for sign in (-1, 1):
-        ends = sorted((sign * half * 0.62, sign * half * 0.95))
-        figure.polygon(lamp, *box(*ends, high - tall, high))
+        figure.polygon(lamp, *_box(sign * half * 0.62, sign * half * 0.95, high - tall, high))
     plate = figure.surface(vehicle.label, (232, 232, 226))
-    figure.polygon(plate, *box(-0.26, 0.26, low + 0.2, low + 0.32))
+    figure.polygon(plate, *_box(-0.26, 0.26, low + 0.2, low + 0.32))
 
 
 # --- people and two-wheelers ----------------------------------------------------------------------------
 
 SKINS: tuple[Colour, ...] = ((228, 188, 160), (200, 152, 120), (150, 104, 78), (98, 68, 52))
+# fmt: off
 CLOTHES: tuple[Colour, ...] = (
-    (44, 48, 60),
-    (150, 44, 48),
-    (52, 82, 138),
-    (196, 190, 180),
-    (88, 98, 74),
-    (208, 158, 60),
-    (110, 74, 110),
-    (70, 130, 140),
-    (34, 34, 36),
+    (44, 48, 60), (150, 44, 48), (52, 82, 138), (196, 190, 180), (88, 98, 74),
+    (208, 158, 60), (110, 74, 110), (70, 130, 140), (34, 34, 36),
 )
+# fmt: on
 
 
 class Person(NamedTuple):
@@ -1342,10 +1310,10 @@ class Person(NamedTuple):
 
 
 def _person(random: Generator) -> Person:
-    pick = lambda colours: colours[int(random.integers(len(colours)))]  # noqa: E731
+    pick = partial(_pick, random)
     return Person(
         pick(CLOTHES),
-        tuple(c * 0.7 for c in pick(CLOTHES)),
+        _scaled(pick(CLOTHES), 0.7),
         pick(SKINS),
         pick(((40, 32, 28), (92, 64, 42), (176, 140, 84), (150, 150, 150))),
         random.uniform(1.58, 1.88) if random.random() > 0.12 else random.uniform(1.05, 1.4),
@@ -1357,22 +1325,23 @@ def _person(random: Generator) -> Person:
 def _people(street: Street, random: Generator) -> list[Thing]:
     """Place people on the pavements and the zebra crossing, and two-wheelers on the road."""
     things: list[Thing] = []
+    left, right = street.sides
     for side in street.sides:
         for z in random.uniform(7, 50, 2 + int(7 * street.bustle)):
             x = side.x(random.uniform(side.verge + 0.6, side.pavement - 0.4))
             count = 2 if random.random() < 0.25 else 1
             for index in range(count):
                 arguments = (_person(random), x + 0.6 * index, float(z))
-                things.append((float(z) - 0.01 * index, _paint_person, arguments))
+                things.append(Thing(float(z) - 0.01 * index, _paint_person, arguments))
         for z in random.uniform(6, 40, int(random.integers(0, 4))):
             x = side.x(side.pavement - 0.35)
             squeeze = random.uniform(0.18, 0.5) * random.choice((-1, 1))
-            things.append((float(z), _paint_bicycle, (x, float(z), float(squeeze), random.uniform(0, 1))))
+            z = float(z) if _clear(street, z) else 6.0 + 0.1 * float(z)
+            things.append(Thing(float(z), _paint_bicycle, (x, float(z), float(squeeze), random.uniform(0, 1))))
     if street.crossing is not None:
-        left, right = street.sides
         for x in random.uniform(-left.road, right.road, int(random.integers(1, 5))):
             z = street.crossing - random.uniform(1.6, 3.6)
-            things.append((z, _paint_person, (_person(random), float(x), z)))
+            things.append(Thing(z, _paint_person, (_person(random), float(x), z), float(x)))
     for _ in range(int(random.integers(0, 3)) + (random.random() < street.bustle)):
         side = street.sides[int(random.random() < 0.65)]
         z = random.uniform(7, 32)
@@ -1383,18 +1352,18 @@ def _people(street: Street, random: Generator) -> list[Thing]:
             z, x = street.crossing + random.uniform(1, 4), random.uniform(-left.road - 3, right.road + 3)
             squeeze = random.uniform(0.8, 1.0) * random.choice((-1, 1))
         paint = _paint_motorcyclist if random.random() < 0.25 else _paint_cyclist
-        things.append((z, paint, (_person(random)._replace(bag=False), x, z, float(squeeze), random.random())))
+        things.append(Thing(z, paint, (_person(random)._replace(bag=False), x, z, float(squeeze), random.random()), x))
     if random.random() < 0.25:
         side = street.sides[int(random.random() < 0.5)]
         z = random.uniform(7, 25)
-        things.append((z, _paint_motorcycle, (side.x(side.verge + 0.5), z, random.uniform(0.25, 0.5))))
+        things.append(Thing(z, _paint_motorcycle, (side.x(side.verge + 0.5), z, random.uniform(0.25, 0.5))))
     return things
 
 
 def _paint_person(painter: Painter, person: Person, x: float, z: float) -> None:
     figure = Figure(painter, x, z, size=person.height / 1.75)
     trousers, coat = figure.surface(PERSON, person.trousers), figure.surface(PERSON, person.coat)
-    dark = figure.surface(PERSON, tuple(c * 0.78 for c in person.coat))
+    dark = figure.surface(PERSON, _scaled(person.coat, 0.78))
     skin, hair = figure.surface(PERSON, person.skin), figure.surface(PERSON, person.hair, cover=0.5)
     half = person.stride / 2
     for foot in (-half, half):
@@ -1439,7 +1408,7 @@ def _paint_cyclist(painter: Painter, person: Person, x: float, z: float, squeeze
     _paint_rider(painter, person, x, z, squeeze, 0.95, (214, 214, 210))
 
 
-def _paint_rider(painter, person: Person, x, z, squeeze: float, seat: float, helmet: Colour) -> None:
+def _paint_rider(painter: Painter, person: Person, x: float, z: float, squeeze: float, seat: float, helmet: Colour) -> None:
     """Paint a rider above a seat that is `seat` metres high, leaning to where the machine points."""
     figure, lean = Figure(painter, x, z), squeeze
     trousers, coat = figure.surface(RIDER, person.trousers), figure.surface(RIDER, person.coat, cover=0.1)
@@ -1484,6 +1453,6 @@ def _paint_motorcycle(painter: Painter, x: float, z: float, squeeze: float) -> N
     painter.darken(x - 0.25, x + 0.25, z - 0.1, z + 0.5)
 
 
-def _paint_motorcyclist(painter: Painter, person: Person, x, z, squeeze: float, tint: float) -> None:
+def _paint_motorcyclist(painter: Painter, person: Person, x: float, z: float, squeeze: float, tint: float) -> None:
     _paint_motorcycle(painter, x, z, squeeze)
     _paint_rider(painter, person, x, z, squeeze, 0.86, (60 + 150 * tint, 60, 70))

@@ -74,7 +74,7 @@ def day(view: View, random: Generator) -> np.ndarray:
     """Clear day: sun and blue sky, with some clouds. Returns `(H, W, 3)` uint8, as all looks do."""
     exposure = random.uniform(0.88, 1.1)
     warmth = random.uniform(-0.04, 0.06)
-    ambient = np.array((0.56, 0.60, 0.66), np.float32)
+    ambient = np.array((0.62, 0.66, 0.72), np.float32)
     sunlight = np.array((0.62 + warmth, 0.58, 0.50 - warmth), np.float32)
     image = view.albedo * (ambient + sunlight * view.sun[..., None])
     top, horizon = (0.30, 0.52, 0.82), (0.76, 0.86, 0.94)
@@ -100,19 +100,22 @@ def night(view: View, random: Generator) -> np.ndarray:
     """Night: faint blue light, pools of light under street lamps, headlights, lit windows, sensor noise."""
     strength = random.uniform(0.85, 1.15)
     light = np.empty_like(view.albedo)
-    light[:] = np.array((0.17, 0.20, 0.29), np.float32) * np.float32(strength)
+    light[:] = np.array((0.13, 0.155, 0.24), np.float32) * np.float32(strength)
     light += _lamp_light(view) * np.array((1.0, 0.80, 0.52), np.float32)
     light += _headlight(view)[..., None] * np.array((0.95, 0.93, 0.84), np.float32)
     image = view.albedo * light
     image = image / (1.0 + 0.35 * image)  # the sensor saturates softly under the lamps
-    top, horizon = (0.035, 0.05, 0.11), (0.15, 0.13, 0.15)
+    top, horizon = (0.035, 0.05, 0.11), (0.13, 0.115, 0.14)
     _add_sky(image, view, _sky(view, random, top, horizon, (0.13, 0.12, 0.15), random.uniform(0.2, 0.7)))
     rows = len(view.b)
-    image += view.glow * np.float32(0.9)
-    image += _blur(view.glow, rows / 90) * np.float32(0.8) + _blur(view.glow, rows / 22) * np.float32(0.9)
+    image += view.glow * np.float32(0.85)
+    image += _blur(view.glow, rows / 90) * np.float32(0.5) + _blur(view.glow, rows / 22) * np.float32(0.4)
     _add_lamp_halos(image, view)
-    noise = random.standard_normal(image.shape, dtype=np.float32)
-    image += noise * (0.012 + 0.02 * np.sqrt(np.clip(image, 0, 1)))
+    # The camera exposes for the scene, so bright shop fronts darken the rest.
+    np.clip(image, 0, 1.3, out=image)
+    image *= np.float32(min(1.0, 0.155 / float(image.mean())))
+    noise = random.standard_normal((rows, len(view.a), 1), dtype=np.float32)
+    image += noise * (np.float32(0.012) + np.float32(0.02) * image)
     return _to_bytes(image)
 
 
@@ -150,13 +153,7 @@ def snow(view: View, random: Generator) -> np.ndarray:
     return _to_bytes(image)
 
 
-LOOKS: dict[str, Callable[[View, Generator], np.ndarray]] = {
-    "day": day,
-    "fog": fog,
-    "night": night,
-    "rain": rain,
-    "snow": snow,
-}
+LOOKS: dict[str, Callable[[View, Generator], np.ndarray]] = {"day": day, "fog": fog, "night": night, "rain": rain, "snow": snow}
 
 
 # --- light and air --------------------------------------------------------------------------------------
@@ -167,7 +164,9 @@ def _to_bytes(image: np.ndarray) -> np.ndarray:
 
 
 def _blur(layer: np.ndarray, radius: float) -> np.ndarray:
-    blurred = Image.fromarray(_to_bytes(layer)).filter(ImageFilter.GaussianBlur(radius))
+    image = Image.fromarray(_to_bytes(layer))
+    size, shrink = image.size, max(1, min(4, int(radius / 2)))  # a wide blur loses nothing in a small image
+    blurred = image.reduce(shrink).filter(ImageFilter.GaussianBlur(radius / shrink)).resize(size, Image.Resampling.BILINEAR)
     return np.asarray(blurred, np.float32) * np.float32(1 / 255)
 
 
@@ -178,24 +177,20 @@ def _is_ground(view: View) -> np.ndarray:
 def _haze(image: np.ndarray, view: View, airlight: Triple, beta: float) -> None:
     """Scatter in place, Koschmieder's law; the sky's share of a pixel is left for `_add_sky`."""
     clear = np.exp(view.depth * np.float32(-beta))
-    scattered = (1 - clear) * (1 - view.sky)
-    # A pixel that is part sky has little surface to shine through: its albedo is already that share.
-    image *= np.where(view.sky < 1, clear, 1.0)[..., None]
-    image += scattered[..., None] * np.asarray(airlight, np.float32)
+    image *= clear[..., None]
+    image += ((1 - clear) * (1 - view.sky))[..., None] * np.asarray(airlight, np.float32)
 
 
 def _add_sky(image: np.ndarray, view: View, sky: np.ndarray) -> None:
     image += view.sky[..., None] * sky
 
 
-def _sky(
-    view: View, random: Generator, top: Triple, horizon: Triple, cloud: Triple, amount: float
-) -> np.ndarray:
+def _sky(view: View, random: Generator, top: Triple, horizon: Triple, cloud: Triple, amount: float) -> np.ndarray:
     """Return the sky for the whole image, `(H, W, 3)`: a gradient, and clouds that shrink to the horizon."""
     rise = np.clip(-view.b, 0, None).astype(np.float32)
     share = np.clip(rise / 0.5, 0, 1)[:, None] ** 0.7
     gradient = (1 - share) * np.asarray(horizon, np.float32) + share * np.asarray(top, np.float32)
-    shift = random.uniform(0, 512, 2)
+    shift = random.uniform(0, 512, 2).astype(np.float32)
     rows = int((rise > 0).sum())
     sky = np.empty((len(view.b), len(view.a), 3), np.float32)
     sky[:] = gradient[:, None]
@@ -208,14 +203,16 @@ def _sky(
 
 def _sample(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return the noise tile at real coordinates, linear between its cells."""
-    tile = noise_tile()
-    x, y = np.broadcast_arrays(x, y)
+    tile = noise_tile().ravel()
     left, top = np.floor(x), np.floor(y)
     u, v = (x - left).astype(np.float32), (y - top).astype(np.float32)
     left, top = left.astype(np.int32) & 511, top.astype(np.int32) & 511
-    right, below = (left + 1) & 511, (top + 1) & 511
-    upper = tile[top, left] * (1 - u) + tile[top, right] * u
-    return upper * (1 - v) + (tile[below, left] * (1 - u) + tile[below, right] * u) * v
+    right, below = (left + 1) & 511, ((top + 1) & 511) * 512
+    top *= 512
+    upper, lower = tile.take(top + left), tile.take(below + left)
+    upper += u * (tile.take(top + right) - upper)
+    lower += u * (tile.take(below + right) - lower)
+    return upper + v * (lower - upper)
 
 
 # --- night ----------------------------------------------------------------------------------------------
@@ -225,20 +222,20 @@ def _lamp_light(view: View) -> np.ndarray:
     """Return the light of the street lamps on every surface, `(H, W, 1)`: inverse square, only downwards."""
     x, up = view.a * view.depth, view.camera_height - view.b[:, None] * view.depth
     light = np.zeros_like(view.depth)
-    for lamp_x, lamp_up, lamp_z in view.lamps:
+    for lamp_x, lamp_up, lamp_z in view.lamps.tolist():
         below = lamp_up - up
         across, ahead = x - lamp_x, view.depth - lamp_z
         square = across * across + below * below + ahead * ahead
-        light += 30.0 * np.clip(below, 0, 6) / ((square + 6.0) * np.sqrt(square + 6.0)) * 2.2
+        light += np.clip(below, 0, 6) / ((square + 6) * np.sqrt(square + 6))
     light[view.sky >= 1] = 0
-    return np.minimum(light, 1.5)[..., None]
+    return np.minimum(48 * light, 1.1)[..., None]
 
 
 def _headlight(view: View) -> np.ndarray:
     """Return the light of the camera's own car, `(H, W)`."""
     up = view.camera_height - view.b[:, None] * view.depth
     beam = np.clip(1 - (view.a / 0.85) ** 2, 0, 1) * np.clip(1.35 - 0.4 * up, 0.12, 1)
-    return (beam * 0.9 / (1 + (view.depth / 17) ** 2)).astype(np.float32)
+    return (beam * 0.36 / (1 + (view.depth / 17) ** 2)).astype(np.float32)
 
 
 def _add_lamp_halos(image: np.ndarray, view: View) -> None:
@@ -246,7 +243,7 @@ def _add_lamp_halos(image: np.ndarray, view: View) -> None:
     rows, columns = view.depth.shape
     step_a, step_b = view.a[1] - view.a[0], view.b[1] - view.b[0]
     warm = np.array((1.0, 0.82, 0.55), np.float32)
-    for x, up, z in view.lamps:
+    for x, up, z in view.lamps.tolist():
         column = (x / z - view.a[0]) / step_a
         row = ((view.camera_height - up) / z - view.b[0]) / step_b
         if not (0 <= column < columns and 0 <= row < rows) or view.depth[int(row), int(column)] < z - 0.7:
@@ -274,12 +271,12 @@ def _mirror_in_wet_ground(image: np.ndarray, view: View, ground: np.ndarray, ran
     row = np.arange(rows, dtype=np.int32)[:, None]
     foot = np.maximum.accumulate(np.where(ground, np.int32(-1), row), axis=0)
     source = np.clip(2 * foot - row + 1, 0, rows - 1)
-    mirrored = Image.fromarray(_to_bytes(np.take_along_axis(image, source[..., None], axis=0)))
+    mirrored = Image.fromarray(_to_bytes(image)[source, np.arange(columns)])
     squeezed = mirrored.resize((max(2, columns // 2), max(2, rows // 8)), Image.Resampling.BOX)
     smooth = np.asarray(squeezed.resize((columns, rows), Image.Resampling.BILINEAR), np.float32) / np.float32(255)
     mirrored = np.asarray(mirrored, np.float32) / np.float32(255)
 
-    shift = random.uniform(0, 512, 2)
+    shift = random.uniform(0, 512, 2).astype(np.float32)
     puddle = _sample(view.a * view.depth * 3.5 + shift[0], view.depth * 2.5 + shift[1])
     puddle = np.clip((puddle - 0.52) * 5, 0, 1) * (view.label == ROAD)
     wetness = np.select([view.label == ROAD, view.label == SIDEWALK], [0.52, 0.34], 0.0)
@@ -298,7 +295,7 @@ def _streaks(view: View, random: Generator) -> np.ndarray:
     count = int(0.9 * (rows * columns) ** 0.5)
     lengths = rows * random.uniform(0.03, 0.14, count)
     starts = np.stack([random.uniform(-0.05, 1.05, count) * columns, random.uniform(-0.1, 1, count) * rows], 1)
-    for (x, y), length, tone in zip(starts.tolist(), lengths.tolist(), random.integers(70, 255, count).tolist()):
+    for (x, y), length, tone in zip(starts.tolist(), lengths.tolist(), random.integers(70, 255, count).tolist(), strict=True):
         draw.line((x, y, x + slant * length, y + length), fill=tone, width=max(1, round(rows / 300)))
     return np.asarray(layer, np.float32) * np.float32(1 / 255)
 
@@ -317,8 +314,7 @@ def _lens_drops(image: np.ndarray, random: Generator) -> np.ndarray:
         reach = 4
         far_rows = np.clip(middle_y - offset * radius * reach, 0, rows - 1).astype(np.intp)
         far_columns = np.clip(middle_x - offset * radius * reach, 0, columns - 1).astype(np.intp)
-        drop = image[np.ix_(far_rows, far_columns)].astype(np.float32)
-        drop = drop * (0.92 + 0.2 * offset[:, None, None])
+        drop = image[np.ix_(far_rows, far_columns)] * (0.92 + 0.2 * offset[:, None, None])
         patch = image[top : top + 2 * radius, left : left + 2 * radius]
         patch[:] = np.clip(patch + edge[..., None] * (drop - patch), 0, 255).astype(np.uint8)
     return image
@@ -331,7 +327,7 @@ def _snow_cover(view: View, random: Generator) -> np.ndarray:
     """Return the share of every pixel that snow hides, `(H, W)`; cars have cleared tracks on the road."""
     z = view.depth
     x = view.a * z - view.bend * z * z
-    shift = random.uniform(0, 512, 2)
+    shift = random.uniform(0, 512, 2).astype(np.float32)
     patchy = _sample(x * 9 + shift[0], z * 4 + shift[1]) - 0.5
     place = np.abs(np.abs((x / view.lane + 0.5) % 1.0 - 0.5) * view.lane - 0.75)
     track = np.clip(1.5 - place / 0.26, 0, 1)
@@ -354,7 +350,7 @@ def _flakes(view: View, random: Generator) -> np.ndarray:
         count = int(per_area * density * rows * columns / unit**2) + 1
         xs, ys = random.uniform(0, columns, count), random.uniform(0, rows, count)
         sizes = radius * unit * random.uniform(0.7, 1.4, count)
-        for x, y, size in zip(xs.tolist(), ys.tolist(), sizes.tolist()):
+        for x, y, size in zip(xs.tolist(), ys.tolist(), sizes.tolist(), strict=True):
             if size < 0.75:
                 draw.point((x, y), fill=int(90 + 200 * size))
             else:

@@ -1,0 +1,371 @@
+"""The main job: fit on one source domain, judge on every other, for the frozen backbone, for Rein, and for full fine-tuning.
+
+Targets are never looked at before the last state is chosen: the best state is the one with the highest mIoU on held-out SOURCE
+images.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import Dataset, Subset
+from tqdm.auto import tqdm
+
+import rein
+from rein import backbones, heads
+from rein.dgss import panel, scenes
+from rein.dgss.data import CITYSCAPES, Folder, LabelSpace, Sample, Scenes, find_domains
+from rein.dgss.training import BestState, Normalize, Schedule, fit, judge
+from rein.errors import InputError
+from rein.segmenter import Segmenter, default_indices
+
+FROZEN, REIN, FULL = "frozen", "rein", "full"
+HEAD_CHANNELS = 64
+
+
+@dataclass(frozen=True)
+class Domains:
+    """Data for one comparison.
+
+    Attributes:
+        source: name of the source domain.
+        space: what the labels mean.
+        train: source pairs to fit on.
+        validation: source pairs to choose the best state by.
+        tests: domain -> pairs to judge on; never used before the end.
+    """
+
+    source: str
+    space: LabelSpace
+    train: Dataset[Sample]
+    validation: Dataset[Sample]
+    tests: dict[str, Dataset[Sample]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `rein demo` was asked for; see its help for each."""
+
+    out: Path
+    backbone: str
+    pretrained: bool = False
+    patch_size: int | None = None
+    full: bool = False
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=200))
+    # The heads here use no queries. The paper's zero-initialised W_f learns within a short run; from s = 0.001 it takes thousands of steps.
+    config: rein.ReinConfig = field(default_factory=lambda: rein.ReinConfig(query_dim=None, zero_init=True))
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one method did.
+
+    Attributes:
+        method: `frozen`, `rein` or `full`.
+        trainable_parameters: of head and adapter or backbone together.
+        adapter_parameters: of the adapter alone; 0 where there is none.
+        total_parameters: of the whole segmenter.
+        seconds: of training.
+        best_step: the step whose state was judged.
+        source_validation_miou: by which that state was chosen, 0 to 1.
+        miou: domain -> mean IoU, 0 to 1.
+        iou: domain -> class -> IoU, 0 to 1, None where the class does not occur.
+    """
+
+    method: str
+    trainable_parameters: int
+    adapter_parameters: int
+    total_parameters: int
+    seconds: float
+    best_step: int
+    source_validation_miou: float
+    miou: dict[str, float]
+    iou: dict[str, dict[str, float | None]]
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """Ctrl-C: `str()` says what was saved and where."""
+
+
+def generated_domains(size: tuple[int, int], seed: int = 0, train: int = 160, tests: int = 24) -> Domains:
+    """Street scenes: clear day to fit on, every other domain to be judged on. Test scenes are the same streets in every domain."""
+    first = 10_000 * (seed + 1)
+
+    def make(domain: str, start: int, count: int) -> Scenes:
+        seeds = range(first + start, first + start + count)
+        return Scenes(domain, seeds, size, lambda s: tqdm(s, desc=f"render {domain}", leave=False))
+
+    source = scenes.DOMAINS[0]
+    return Domains(
+        source=source,
+        space=CITYSCAPES,
+        train=make(source, 0, train),
+        validation=make(source, 5_000, max(1, train // 8)),
+        tests={domain: make(domain, 7_000, tests) for domain in scenes.DOMAINS},
+    )
+
+
+def folder_domains(root: Path, source: str, space: LabelSpace, limit: int | None = None) -> Domains:
+    """A folder of domains: the last tenth of `source` is held out to choose the best state, all others are judged on.
+
+    Args:
+        root: holds `<domain>/images/*` and `<domain>/labels/*.png`.
+        source: the domain to fit on.
+        space: what the labels mean.
+        limit: judge on at most so many images of a domain, evenly spaced.
+
+    Raises:
+        InputError: there is no such source, nothing to judge on, or too little to fit on; or as `Folder`.
+    """
+    names = find_domains(root)
+    if source not in names:
+        raise InputError(f"{root} has no domain {source!r}; it has {', '.join(names)}.")
+    if len(names) < 2:
+        raise InputError(f"{root} has only {source!r}; at least one other domain is needed to judge on.")
+    folders = {name: Folder(root / name, space) for name in tqdm(names, desc="check images and labels", leave=False)}
+    count = len(folders[source])
+    if count < 2:
+        raise InputError(
+            f"{root / source} has {count} image; at least 2 are needed, one to fit on and one to choose the best state."
+        )
+    held_out = max(1, count // 10)  # the last ones, not random ones: neighbouring frames of a drive are nearly equal
+    return Domains(
+        source=source,
+        space=space,
+        train=Subset(folders[source], range(count - held_out)),
+        validation=Subset(folders[source], range(count - held_out, count)),
+        tests={name: _spaced(folder, limit) for name, folder in folders.items() if name != source},
+    )
+
+
+def _spaced(dataset: Dataset[Sample], limit: int | None) -> Dataset[Sample]:
+    count = len(dataset)  # type: ignore[arg-type]
+    if limit is None or limit >= count:
+        return dataset
+    return Subset(dataset, [round(i * (count - 1) / max(1, limit - 1)) for i in range(limit)])
+
+
+def make_backbone(name: str, pretrained: bool, patch_size: int | None, say: Callable[[str], None] = print) -> nn.Module:
+    """A timm model without classifier that takes images of any size where its class can.
+
+    Where the pretrained weights cannot be had, one line says so and the weights are random, from torch's random state.
+
+    Raises:
+        InputError: timm has no such model, or no pretrained weights for it.
+        UnsupportedBackboneError: rein does not know its blocks.
+    """
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.partition('.')[0][:8]}*")[:5]
+        raise InputError(
+            f"timm has no model {name!r}; " + (f"near it are {', '.join(near)}." if near else "see timm.list_models().")
+        )
+    settings: dict[str, Any] = {"num_classes": 0} | ({"patch_size": patch_size} if patch_size else {})
+
+    def create(pretrained: bool) -> nn.Module:
+        try:
+            return timm.create_model(name, pretrained=pretrained, dynamic_img_size=True, **settings)
+        except TypeError:  # a class without that setting
+            return timm.create_model(name, pretrained=pretrained, **settings)
+
+    if pretrained:
+        try:
+            model = create(True)
+        except Exception as error:  # each kind of hub failure has its own class
+            if "pretrained" in str(error):  # timm's own words for a tag or weights that do not exist
+                raise InputError(f"{name}: {error}") from error
+            reason = (str(error).splitlines() or [""])[0][:160]
+            say(
+                f"The weights of {name} could not be downloaded ({type(error).__name__}: {reason}); using RANDOM weights instead."
+            )
+            model = create(False)
+    else:
+        model = create(False)
+    backbones.find_sites(model)
+    return model
+
+
+def run(domains: Domains, options: Options, say: Callable[[str], None] = print) -> list[Result]:
+    """Fit and judge every method, and write `results.json`, `adapter.safetensors`, `panel.png` and the best states to `out`.
+
+    Raises:
+        Interrupted: Ctrl-C; what was saved until then stays.
+        InputError: `out` cannot be made.
+    """
+    states = options.out / "states"
+    try:
+        states.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {states}: {error.strerror}.") from error
+    methods = [FROZEN, REIN, *([FULL] if options.full else [])]
+    results: list[Result] = []
+    examples: dict[str, dict[str, np.ndarray]] = {}
+    for method in methods:
+        best = BestState(states / f"{method}.safetensors", _save_full if method == FULL else _save)
+        try:
+            result, predictions = _run_method(method, domains, options, best, say)
+        except KeyboardInterrupt:
+            raise Interrupted(_what_is_saved(method, best, results)) from None
+        results.append(result)
+        examples[method] = predictions
+    _write_results(domains, options, results)
+    _draw_panel(domains, results, examples).save(options.out / "panel.png")
+    return results
+
+
+def _run_method(
+    method: str, domains: Domains, options: Options, best: BestState, say: Callable[[str], None]
+) -> tuple[Result, dict[str, np.ndarray]]:
+    schedule = options.schedule
+    torch.manual_seed(schedule.seed)  # every method starts from the same backbone
+    backbone = make_backbone(options.backbone, options.pretrained, options.patch_size, say if method == FROZEN else _silent)
+    widths = backbones.widths(backbone)
+    in_channels = [widths[block] for block in default_indices(len(widths), 4)]
+    torch.manual_seed(schedule.seed + 1)  # and from the same head
+    head = heads.FPNHead(in_channels, len(domains.space.names), channels=HEAD_CHANNELS, tower_channels=HEAD_CHANNELS)
+    if method == REIN:
+        rein.wrap(backbone, options.config)
+    elif method == FROZEN:
+        backbone.requires_grad_(False)
+    segmenter = Segmenter(backbone, head)
+    normalize = Normalize(*backbones.normalization(backbone))
+    started = time.monotonic()
+    fit(segmenter, domains.train, domains.validation, normalize=normalize, schedule=schedule, best=best, name=method)
+    seconds = time.monotonic() - started
+    if method == FULL:
+        segmenter.load_state_dict(load_file(best.path))
+    else:
+        segmenter = Segmenter.load(best.path, backbone)
+        if method == REIN:
+            rein.save(backbone, options.out / "adapter.safetensors")
+    confusions = {}
+    for name, dataset in domains.tests.items():
+        bar = partial(tqdm, desc=f"judge {method}: {name}", leave=False)
+        confusions[name] = judge(segmenter, dataset, normalize, bar)
+    device = next(segmenter.parameters()).device
+    predictions = {
+        name: segmenter.predict(normalize(dataset[_example(dataset)][0][None].to(device))).argmax(1)[0].cpu().numpy()
+        for name, dataset in domains.tests.items()
+    }
+    parameters = list(segmenter.parameters())
+    result = Result(
+        method=method,
+        trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+        adapter_parameters=rein.summary(backbone).adapter_parameters if method == REIN else 0,
+        total_parameters=sum(p.numel() for p in parameters),
+        seconds=seconds,
+        best_step=best.step,
+        source_validation_miou=best.miou or 0.0,
+        miou={name: confusion.mean_iou() for name, confusion in confusions.items()},
+        iou={
+            name: {
+                c: None if value != value else value
+                for c, value in zip(domains.space.names, confusion.iou().tolist(), strict=True)
+            }
+            for name, confusion in confusions.items()
+        },
+    )
+    return result, predictions
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def _save(segmenter: Segmenter, path: Path) -> None:
+    segmenter.save(path)
+
+
+def _save_full(segmenter: Segmenter, path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in segmenter.state_dict().items()}, path)
+
+
+def _what_is_saved(method: str, best: BestState, results: Sequence[Result]) -> str:
+    if best.miou is not None:
+        saved = f"the best state of {method} (step {best.step}, source mIoU {100 * best.miou:.1f}) is in {best.path}"
+    else:
+        saved = f"{method} had no state worth saving yet"
+    done = "; ".join(f"{r.method} is finished" for r in results)
+    return f"interrupted: {saved}" + (f"; {done}, its state beside it." if done else ".")
+
+
+def _example(dataset: Dataset[Sample]) -> int:
+    return len(dataset) // 2  # type: ignore[arg-type]
+
+
+def _targets(domains: Domains) -> list[str]:
+    return [name for name in domains.tests if name != domains.source]
+
+
+def mean_over_targets(result: Result, domains: Domains) -> float:
+    """The number that matters: mean mIoU over the domains that were never shown, 0 to 1."""
+    return float(np.mean([result.miou[name] for name in _targets(domains)]))
+
+
+def table(domains: Domains, results: Sequence[Result]) -> str:
+    """The comparison as text: mIoU in per cent; a star marks the source."""
+    names = [f"{name}*" if name == domains.source else name for name in domains.tests]
+    header = ["method", "trainable", "of all", *names, "mean of unseen"]
+    rows = [
+        [
+            result.method,
+            f"{result.trainable_parameters:,}",
+            f"{result.trainable_parameters / result.total_parameters:.1%}",
+            *(f"{100 * result.miou[name]:.1f}" for name in domains.tests),
+            f"{100 * mean_over_targets(result, domains):.1f}",
+        ]
+        for result in results
+    ]
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+
+    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
+
+
+def _write_results(domains: Domains, options: Options, results: Sequence[Result]) -> None:
+    versions = {
+        "rein": rein.__version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "lightning": lightning.__version__,
+    }
+    content = {
+        "backbone": options.backbone,
+        "pretrained": options.pretrained,
+        "source": domains.source,
+        "targets": _targets(domains),
+        "schedule": asdict(options.schedule),
+        "versions": versions,
+        "results": [asdict(r) | {"mean_miou_of_unseen": mean_over_targets(r, domains)} for r in results],
+    }
+    (options.out / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _draw_panel(domains: Domains, results: Sequence[Result], examples: dict[str, dict[str, np.ndarray]]) -> Any:
+    rows = []
+    for name, dataset in domains.tests.items():
+        image, label = dataset[_example(dataset)]
+        rows.append(
+            panel.Row(
+                name=f"{name} (source)" if name == domains.source else name,
+                image=image.permute(1, 2, 0).numpy(),
+                label=label.numpy(),
+                predictions={method: predictions[name] for method, predictions in examples.items()},
+                miou={result.method: result.miou[name] for result in results},
+            )
+        )
+    return panel.draw(rows, domains.space, f"Fitted on {domains.source} only, judged on domains never shown (mIoU, %)")
