@@ -6,11 +6,11 @@ import os
 import pytest
 import timm
 import torch
-from models import build, images, strong
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import rein
+from models import build, images, strong
 from rein import checkpoint
 
 SMALL = rein.ReinConfig(num_tokens=6, rank=2, query_dim=8)

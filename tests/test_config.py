@@ -48,4 +48,4 @@ def test_the_module_needs_nothing_but_the_standard_library():
     program = "import sys; before = set(sys.modules); import importlib.util as u; import types\n"
     program += "sys.modules['rein'] = types.ModuleType('rein'); sys.modules['rein'].__path__ = [sys.argv[1]]\n"
     program += "import rein.config; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
-    subprocess.run([sys.executable, "-c", program, str(list(rein.__path__)[0])], check=True)
+    subprocess.run([sys.executable, "-c", program, next(iter(rein.__path__))], check=True)

@@ -3,14 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import from_official
 from safetensors.torch import load_file
-from test_conformance import FOLDER, assert_close, part
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import rein
+from reference import from_official
 from rein.adapter import StagewiseAdapter
+from test_conformance import FOLDER, assert_close, part
 
 MAPS32, GRADIENT32, ANY64 = 2e-6, 5e-6, 1e-13
 

@@ -9,10 +9,10 @@ import textwrap
 import pytest
 import timm
 import torch
-from models import FAMILIES, PREFIX_ROWS, build, images, strong
 from torch import nn
 
 import rein
+from models import FAMILIES, PREFIX_ROWS, build, images, strong
 from rein.errors import WrapError
 
 every_family = pytest.mark.parametrize("family", FAMILIES)

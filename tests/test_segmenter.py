@@ -1,12 +1,14 @@
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
-from models import build, images, strong
-from test_heads import HEADS
 
 import rein
+from models import build, images, strong
 from rein.errors import InputError
 from rein.segmenter import _windows, default_indices
+from test_heads import HEADS
 
 SMALL = rein.ReinConfig(num_tokens=6, rank=2, query_dim=None)
 DYNAMIC, FIXED = "vit with registers", "vit"
@@ -103,7 +105,7 @@ def test_windows_cover_everything_once_in_order_and_stay_inside(length, window, 
     assert windows[0].start == 0
     assert windows[-1].stop == length
     assert all(w.stop - w.start == min(window, length) for w in windows)
-    assert all(0 < b.start - a.start <= stride and b.start <= a.stop for a, b in zip(windows, windows[1:], strict=False))
+    assert all(0 < b.start - a.start <= stride and b.start <= a.stop for a, b in pairwise(windows))
 
 
 def test_predict_needs_no_gradient_and_restores_every_mode():

@@ -202,6 +202,24 @@ def input_spec(model: nn.Module) -> InputSpec:
     return InputSpec(None if fixed is None else (int(fixed[0]), int(fixed[1])), patch_size(model), channels)
 
 
+def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, for images from 0 to 1, that the weights were trained with; ImageNet's by default."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    return (
+        tuple(config.get("mean", (0.485, 0.456, 0.406))),
+        tuple(config.get("std", (0.229, 0.224, 0.225))),
+    )
+
+
+def widths(model: nn.Module) -> list[int]:
+    """C of every block's output, in order.
+
+    Raises:
+        UnsupportedBackboneError: as `find_sites`.
+    """
+    return [site.width for site in find_sites(model)]
+
+
 def num_blocks(model: nn.Module) -> int:
     """How many blocks `feature_maps` can index.
 

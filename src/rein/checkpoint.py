@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,33 @@ def describe_sites(name: str, sites: Sequence[Site]) -> dict[str, Any]:
         "widths": [site.width for site in sites],
         "num_prefix_tokens": [site.num_prefix_tokens for site in sites],
     }
+
+
+def describe_file(path: str | os.PathLike[str]) -> str:
+    """What a file is and what it fits, in a few readable lines.
+
+    Raises:
+        CheckpointError: as `read`.
+    """
+    tensors, header = read(path)
+    backbone = header.backbone
+    lines = [
+        f"{path}: {header.kind}, format {FORMAT_VERSION}, written by rein {header.rein_version}",
+        f"tensors   {len(tensors)}, {sum(t.numel() for t in tensors.values()):,} numbers, {Path(path).stat().st_size / 1e6:.2f} MB",
+        f"backbone  {backbone['architecture']}",
+    ]
+    if header.config is not None:
+        blocks = backbone["blocks"]
+        widths, prefix = (", ".join(str(value) for value, _ in groupby(backbone[key])) for key in ("widths", "num_prefix_tokens"))
+        lines += [
+            f"blocks    {len(blocks)}, {blocks[0]} to {blocks[-1]}; width {widths}; prefix tokens {prefix}",
+            "config    " + ", ".join(f"{key}={value}" for key, value in header.config.to_dict().items()),
+        ]
+    if header.head is not None:
+        settings = ", ".join(f"{key}={value}" for key, value in header.head["arguments"].items())
+        lines.append(f"head      {header.head['name']}({settings}) over blocks {header.head['indices']}")
+    reader = "rein.load(model, path)" if header.kind == "adapter" else "rein.Segmenter.load(path, backbone)"
+    return "\n".join([*lines, f"load      {reader}"])
 
 
 def match_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:

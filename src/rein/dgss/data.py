@@ -201,8 +201,8 @@ def _pairs(root: Path) -> list[tuple[Path, Path]]:
 
 def _open(path: Path) -> Image.Image:
     try:
-        image = Image.open(path)
-        image.load()
+        with Image.open(path) as image:
+            image.load()  # the pixels stay when the file is closed
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise InputError(f"{path} cannot be read as an image: {error}") from error
     return image

@@ -65,7 +65,7 @@ class Options:
     patch_size: int | None = None
     full: bool = False
     schedule: Schedule = field(default_factory=lambda: Schedule(steps=200))
-    # The heads here use no queries. The paper's zero-initialised W_f learns within a short run; from s = 0.001 it takes thousands of steps.
+    # The head here uses no queries. The paper's zero-initialised W_f learns within a short run; s = 0.001 needs thousands of steps.
     config: rein.ReinConfig = field(default_factory=lambda: rein.ReinConfig(query_dim=None, zero_init=True))
 
 
@@ -100,21 +100,28 @@ class Interrupted(Exception):  # noqa: N818 - not an error
     """Ctrl-C: `str()` says what was saved and where."""
 
 
-def generated_domains(size: tuple[int, int], seed: int = 0, train: int = 160, tests: int = 24) -> Domains:
-    """Street scenes: clear day to fit on, every other domain to be judged on. Test scenes are the same streets in every domain."""
-    first = 10_000 * (seed + 1)
+def generated_domains(size: tuple[int, int], seed: int = 0, count: int = 160) -> Domains:
+    """Street scenes: clear day to fit on, every other domain to be judged on.
+
+    Args:
+        size: (height, width) in pixels.
+        seed: of the streets; other seeds share none of them.
+        count: scenes to fit on. An eighth as many choose the best state, and three twentieths, the same streets in every domain, are
+            judged on.
+    """
+    first = 3_000_000 * seed
 
     def make(domain: str, start: int, count: int) -> Scenes:
         seeds = range(first + start, first + start + count)
-        return Scenes(domain, seeds, size, lambda s: tqdm(s, desc=f"render {domain}", leave=False))
+        return Scenes(domain, seeds, size, partial(_bar, desc=f"render {domain}"))
 
     source = scenes.DOMAINS[0]
     return Domains(
         source=source,
         space=CITYSCAPES,
-        train=make(source, 0, train),
-        validation=make(source, 5_000, max(1, train // 8)),
-        tests={domain: make(domain, 7_000, tests) for domain in scenes.DOMAINS},
+        train=make(source, 0, count),
+        validation=make(source, 1_000_000, max(1, count // 8)),
+        tests={domain: make(domain, 2_000_000, max(1, count * 3 // 20)) for domain in scenes.DOMAINS},
     )
 
 
@@ -135,7 +142,7 @@ def folder_domains(root: Path, source: str, space: LabelSpace, limit: int | None
         raise InputError(f"{root} has no domain {source!r}; it has {', '.join(names)}.")
     if len(names) < 2:
         raise InputError(f"{root} has only {source!r}; at least one other domain is needed to judge on.")
-    folders = {name: Folder(root / name, space) for name in tqdm(names, desc="check images and labels", leave=False)}
+    folders = {name: Folder(root / name, space) for name in _bar(names, desc="check images and labels")}
     count = len(folders[source])
     if count < 2:
         raise InputError(
@@ -252,8 +259,7 @@ def _run_method(
             rein.save(backbone, options.out / "adapter.safetensors")
     confusions = {}
     for name, dataset in domains.tests.items():
-        bar = partial(tqdm, desc=f"judge {method}: {name}", leave=False)
-        confusions[name] = judge(segmenter, dataset, normalize, bar)
+        confusions[name] = judge(segmenter, dataset, normalize, partial(_bar, desc=f"judge {method}: {name}"))
     device = next(segmenter.parameters()).device
     predictions = {
         name: segmenter.predict(normalize(dataset[_example(dataset)][0][None].to(device))).argmax(1)[0].cpu().numpy()
@@ -271,13 +277,17 @@ def _run_method(
         miou={name: confusion.mean_iou() for name, confusion in confusions.items()},
         iou={
             name: {
-                c: None if value != value else value
-                for c, value in zip(domains.space.names, confusion.iou().tolist(), strict=True)
+                c: None if isnan(value) else value for c, value in zip(domains.space.names, confusion.iou().tolist(), strict=True)
             }
             for name, confusion in confusions.items()
         },
     )
     return result, predictions
+
+
+def _bar(things: Any, desc: str) -> Any:
+    """A progress bar with the time left, on a terminal; nothing in a log."""
+    return tqdm(things, desc=desc, leave=False, disable=None)
 
 
 def _silent(text: str) -> None:

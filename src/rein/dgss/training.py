@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Image, Mask
+from tqdm.auto import tqdm
 
 from rein import param_groups
 from rein.dgss.classes import IGNORE_LABEL
@@ -164,7 +167,7 @@ class BestState(Callback):
 
 
 class _Bar(TQDMProgressBar):
-    """Lightning's bar, with the time left, under the method's name."""
+    """Lightning's bar, with the time left, under the method's name; one for the whole run."""
 
     def __init__(self, name: str) -> None:
         super().__init__(refresh_rate=1)
@@ -174,9 +177,23 @@ class _Bar(TQDMProgressBar):
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description(f"fit {self.name}")
 
-    @property
-    def validation_description(self) -> str:
-        return "source validation"
+    def init_validation_tqdm(self) -> tqdm:
+        return tqdm(disable=True)
+
+
+class _Lines(Callback):
+    """What the bar says, as lines, where the output is a file."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.started = time.monotonic()
+
+    def on_validation_end(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        """Say how far it is, how good, and how long it will take."""
+        done, steps = trainer.global_step, trainer.max_steps
+        left = (time.monotonic() - self.started) / max(1, done) * (steps - done)
+        miou = 100 * float(trainer.callback_metrics["source_miou"])
+        print(f"fit {self.name}: step {done} of {steps}, source mIoU {miou:.1f}, {left:.0f} s left", flush=True)
 
 
 def fit(
@@ -221,7 +238,8 @@ def fit(
             enable_model_summary=False,
             num_sanity_val_steps=0,
             val_check_interval=max(1, schedule.steps // schedule.validations),
-            callbacks=[_Bar(name), best],
+            enable_progress_bar=sys.stdout.isatty(),
+            callbacks=[best, _Bar(name) if sys.stdout.isatty() else _Lines(name)],
         )
         try:
             trainer.fit(

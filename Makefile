@@ -1,0 +1,27 @@
+# Everything runs in .venv, which is made on first use. PYTHON chooses the interpreter it is made with.
+PYTHON ?= python3
+BIN := .venv/bin
+JOBS ?= 2
+
+.PHONY: demo test check format clean
+
+demo: .venv/installed  ## fit and judge the comparison of the README: results in runs/demo
+	$(BIN)/rein demo --full --out runs/demo
+
+test: .venv/installed  ## format, lint, types and the whole test suite
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n $(JOBS)
+
+format: .venv/installed
+	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests
+
+clean:
+	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@

@@ -1,0 +1,141 @@
+"""The `rein` command. Bad input gets one line on standard error and exit code 2; Ctrl-C gets 130."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rein import checkpoint
+from rein._version import __version__
+from rein.errors import InputError, ReinError
+from rein.extras import require
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except ReinError as error:
+        print(f"rein: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rein: interrupted.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rein",
+        description="Turn a frozen vision transformer into a domain-general dense predictor by training about 1 % of it.",
+    )
+    parser.add_argument("--version", action="version", version=f"rein {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    info = commands.add_parser(
+        "info", help="what a file is and what it fits", description="Print what a file is and what it fits."
+    )
+    info.add_argument("file", type=Path)
+    info.set_defaults(run=_info)
+    demo = commands.add_parser(
+        "demo",
+        help="fit on one domain, judge on others that were never shown",
+        description="Fit a head and an adapter on ONE source domain and report the mIoU on every other, for the frozen backbone with "
+        "a head only, for Rein, and with --full for full fine-tuning. Without --data, street scenes are generated: clear day is the "
+        "source, fog, night, rain and snow are never shown in training. Writes results.json, adapter.safetensors and panel.png.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_demo_options(demo)
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_demo_options(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER", help="where the results go")
+    demo.add_argument("--backbone", default="vit_tiny_patch16_224", metavar="NAME", help="any timm model that rein knows")
+    demo.add_argument("--pretrained", action="store_true", help="use timm's weights, where the hub can be reached")
+    demo.add_argument("--patch-size", type=_positive, metavar="P", help="build the backbone with this patch size, in pixels")
+    demo.add_argument("--full", action="store_true", help="also fine-tune the whole backbone, at a tenth of the rate")
+    demo.add_argument("--steps", type=_positive, default=250, metavar="N", help="optimizer steps per method")
+    demo.add_argument("--batch-size", type=_positive, default=4, metavar="N", help="images per step")
+    demo.add_argument("--lr", type=_rate, default=1e-3, metavar="RATE", help="learning rate of head and adapter")
+    demo.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the weights, the scenes and the data order")
+    demo.add_argument("--scenes", type=_positive, default=160, metavar="N", help="generated scenes to fit on")
+    real = demo.add_argument_group("your own images")
+    real.add_argument("--data", type=Path, metavar="FOLDER", help="holds <domain>/images/* and <domain>/labels/*.png")
+    real.add_argument("--source", metavar="NAME", help="the domain to fit on; the others are judged on")
+    real.add_argument("--classes", type=_names, metavar="A,B,...", help="class names, where FOLDER has no index.json")
+    real.add_argument(
+        "--ignore-label", type=_natural, action="append", metavar="N", help="a label that counts for nothing, besides 255"
+    )
+    real.add_argument("--crop", type=_positive, default=256, metavar="PIXELS", help="side of the training crops")
+    real.add_argument("--limit", type=_positive, metavar="N", help="judge on at most so many images of each domain")
+
+
+def _info(options: argparse.Namespace) -> int:
+    print(checkpoint.describe_file(options.file))
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    require("lightning", "train")
+    from rein.dgss import data, demo
+    from rein.dgss.training import Schedule
+
+    if options.data is None:
+        given = [name for name in ("source", "classes", "ignore_label", "limit") if getattr(options, name) is not None]
+        if given:
+            raise InputError(f"--{given[0].replace('_', '-')} belongs to --data FOLDER, which was not given.")
+        domains, crop = demo.generated_domains((128, 256), options.seed, options.scenes), None
+    else:
+        if options.source is None:
+            raise InputError(f"--source is missing: which of {', '.join(data.find_domains(options.data))} shall it fit on?")
+        data.find_domains(options.data)
+        space = data.label_space(options.data, options.classes, options.ignore_label or ())
+        domains = demo.folder_domains(options.data, options.source, space, options.limit)
+        crop = options.crop
+    schedule = Schedule(options.steps, options.batch_size, options.lr, crop=crop, seed=options.seed)
+    settings = demo.Options(options.out, options.backbone, options.pretrained, options.patch_size, options.full, schedule)
+    try:
+        results = demo.run(domains, settings)
+    except demo.Interrupted as interrupted:
+        print(f"rein: {interrupted}", file=sys.stderr)
+        return 130
+    print(demo.table(domains, results))
+    print(
+        f"mIoU in per cent; fitted on {domains.source!r} only. results.json, adapter.safetensors and panel.png are in {options.out}"
+    )
+    return 0
+
+
+def _positive(text: str) -> int:
+    return _number(text, 1)
+
+
+def _natural(text: str) -> int:
+    return _number(text, 0)
+
+
+def _number(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

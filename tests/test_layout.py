@@ -1,0 +1,160 @@
+"""The rules of the house: who may import whom, what importing costs, what is public, what is documented."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rein
+
+ROOT = Path(rein.__file__).parent
+FLOORS = {
+    "_version": 0,
+    "errors": 0,
+    "extras": 0,
+    "modes": 0,
+    "config": 0,
+    "adapter": 1,
+    "heads": 1,
+    "backbones": 2,
+    "injection": 3,
+    "parameters": 3,
+    "checkpoint": 4,
+    "segmenter": 4,
+    "dgss": 5,
+    "cli": 6,
+    "": 7,  # rein itself, the public names
+}
+# what may be imported besides the standard library and rein, by room; others may import nothing
+ALLOWED = {
+    "errors": set(),
+    "config": set(),
+    "adapter": {"torch", "einops"},
+    "heads": {"torch", "einops"},
+    "backbones": {"torch", "timm"},
+    "checkpoint": {"torch", "safetensors"},
+    "cli": set(),
+}
+ALLOWED |= {room: {"torch"} for room in ("modes", "injection", "parameters", "segmenter")}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def room_of(path):
+    return path.relative_to(ROOT).with_suffix("").parts[0].replace("__init__", "")
+
+
+def imports(path):
+    """(module, whether at the top level) for every import in a file."""
+    tree = ast.parse(path.read_text())
+    top = set(map(id, tree.body))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"rein.{alias.name}" for alias in node.names] if node.module == "rein" else [node.module]
+            yield from ((name, id(node) in top) for name in names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_downwards_only(path):
+    room = room_of(path)
+    for name, _ in imports(path):
+        if name.partition(".")[0] == "rein":
+            other = (name.split(".") + [""])[1]
+            other = other if other in FLOORS else ""  # `from rein import wrap` is the public face
+            if other == "" and room == "dgss":
+                continue  # the experiment is a user of the library
+            if room == other:
+                continue
+            assert FLOORS[other] <= FLOORS[room], f"{room} (floor {FLOORS[room]}) imports {name}"
+            assert {room, other} != {"heads", "adapter"}, "heads and adapter do not know each other"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_below_the_experiment_imports_an_optional_dependency(path):
+    room = room_of(path)
+    for name, _ in imports(path):
+        package = name.partition(".")[0]
+        if package not in sys.stdlib_module_names and package != "rein" and room != "dgss":
+            assert package in ALLOWED.get(room, set()), f"{room} imports {package}"
+
+
+def run(program):
+    return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+
+
+def test_importing_rein_loads_no_models_and_no_optional_package_and_has_no_side_effect():
+    optional = [
+        "timm",
+        "torchvision",
+        "lightning",
+        "PIL",
+        "transformers",
+        "peft",
+        "matplotlib",
+        "torchmetrics",
+        "tensorboard",
+        "tqdm",
+    ]
+    program = f"""
+import sys, logging, warnings, torch
+modules, filters, level = set(sys.modules), list(warnings.filters), logging.getLogger().level
+state, threads, dtype = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype()
+import rein
+new = {{name.partition(".")[0] for name in set(sys.modules) - modules}}
+assert not new & set({optional!r}), new
+assert torch.equal(state, torch.get_rng_state()) and threads == torch.get_num_threads() and dtype == torch.get_default_dtype()
+assert filters == list(warnings.filters) and level == logging.getLogger().level
+"""
+    run(program)
+
+
+def test_a_missing_extra_says_what_to_install():
+    program = """
+import sys
+sys.modules["lightning"] = None
+from rein.cli import main
+sys.exit(main(["demo"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "rein: this needs lightning, which is not installed; run: pip install 'rein-adapter[train]'\n"
+
+
+def test_the_public_names_are_the_promised_ones():
+    promised = "wrap unwrap disabled save load summary param_groups ReinConfig ReinAdapter Segmenter heads ReinError"
+    promised += " UnsupportedBackboneError CheckpointError MissingExtraError __version__"
+    assert sorted(rein.__all__) == sorted(promised.split())
+    assert all(hasattr(rein, name) for name in rein.__all__)
+
+
+def test_every_error_is_a_rein_error_and_a_builtin_kind():
+    from rein import errors
+
+    kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind is not rein.ReinError]
+    assert len(kinds) >= 5
+    for kind in kinds:
+        assert issubclass(kind, rein.ReinError)
+        assert issubclass(kind, (ValueError, RuntimeError, ImportError))
+
+
+def documented(path):
+    """Public functions, classes and methods of a file, with whether they have a docstring; overrides of torch's own are exempt."""
+    inherited = {"train", "extra_repr", "on_train_epoch_start", "init_validation_tqdm"}
+    tree = ast.parse(path.read_text())
+    yield "module", ast.get_docstring(tree)
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            yield node.name, ast.get_docstring(node)
+            for method in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(method, ast.FunctionDef) and not method.name.startswith("_") and method.name not in inherited:
+                    yield f"{node.name}.{method.name}", ast.get_docstring(method)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_everything_public_is_documented(path):
+    assert not [name for name, text in documented(path) if not text]

@@ -1,0 +1,60 @@
+"""The README's code blocks run, and its commands exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+
+ROOT = Path(__file__).parent.parent
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    pytest.param(text, code, id=f"{text.name}-{number}")
+    for text in TEXTS
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", text.read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize(("text", "code"), BLOCKS)
+def test_python_blocks_run(text, code, tmp_path, monkeypatch):
+    """Every block runs by itself; only the size of the backbone is changed, since no weights can be downloaded."""
+    real = timm.create_model
+
+    def small(name, pretrained=False, **settings):
+        assert timm.is_model(name)
+        settings.pop("img_size", None)
+        return real("vit_tiny_patch16_224", pretrained=False, depth=24, embed_dim=48, num_heads=2, img_size=64, **settings)
+
+    monkeypatch.setattr(timm, "create_model", small)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, f"{text.name}", "exec"), {})
+
+
+def test_the_readme_has_its_code_and_opens_with_one_sentence_and_the_install_line():
+    text = (ROOT / "README.md").read_text()
+    assert len(BLOCKS) >= 2
+    assert "pip install rein-adapter" in text[:900]
+
+
+def test_commands_in_the_texts_exist():
+    commands = {line.strip() for text in TEXTS for line in re.findall(r"^\s*(?:make|rein) .*$", text.read_text(), re.MULTILINE)}
+    assert any(command.startswith("make demo") for command in commands)
+    makefile = (ROOT / "Makefile").read_text()
+    for command in commands:
+        words = command.split("#")[0].split()
+        if words[0] == "make":
+            assert re.search(rf"^{re.escape(words[1])}:", makefile, re.MULTILINE), command
+        else:
+            done = subprocess.run(
+                [sys.executable, "-m", "rein.cli", words[1], "--help"], capture_output=True, text=True, check=True
+            )
+            for option in (word for word in words if word.startswith("--")):
+                assert option in done.stdout, command
+
+
+def test_pictures_in_the_texts_exist():
+    for text in TEXTS:
+        for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text.read_text()):
+            assert (text.parent / target).is_file(), target
