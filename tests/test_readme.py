@@ -39,7 +39,8 @@ def test_the_readme_has_its_code_and_opens_with_one_sentence_and_the_install_lin
 
 
 def test_commands_in_the_texts_exist():
-    commands = {line.strip() for text in TEXTS for line in re.findall(r"^\s*(?:make|rein) .*$", text.read_text(), re.MULTILINE)}
+    blocks = [block for text in TEXTS for block in re.findall(r"^```\n(.*?)^```", text.read_text(), re.DOTALL | re.MULTILINE)]
+    commands = {line for block in blocks for line in re.findall(r"^(?:make|rein) .*$", block, re.MULTILINE)}
     assert any(command.startswith("make demo") for command in commands)
     makefile = (ROOT / "Makefile").read_text()
     for command in commands:

@@ -126,7 +126,7 @@ class ReinAdapter(nn.Module):
                 f"patch tokens are {x.shape[-1]} wide, shape {tuple(x.shape)}; this adapter was built for {self.dim}."
             )
         device = x.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if device != "meta" and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             with torch.autocast(device, enabled=False):  # the folded matrices stay float32 until they are complete
                 return self._refine(x, layer, dtype)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 import rein
@@ -48,14 +50,16 @@ def test_the_generated_demo_compares_all_methods_and_leaves_its_files(tmp_path):
     text = demo.table(domains, results)
     assert text.splitlines()[0].split()[:5] == ["method", "trainable", "of", "all", "day*"]
     assert f"{with_rein.trainable_parameters:,}" in text
-    assert not said
+    assert len(said) == 1
+    assert "RANDOM weights" in said[0]
+    assert content["weights"] == "random"
 
     vit = timm.create_model("test_vit", num_classes=0, dynamic_img_size=True, patch_size=8)
     torch.manual_seed(options.schedule.seed)
     rein.load(vit, out / "adapter.safetensors")
     assert rein.summary(vit).adapter_parameters == with_rein.adapter_parameters
     for method in ("frozen", "rein"):
-        rein.Segmenter.load(out / "states" / f"{method}.safetensors", demo.make_backbone("test_vit", False, 8))
+        rein.Segmenter.load(out / "states" / f"{method}.safetensors", demo.make_backbone("test_vit", False, 8)[0])
 
 
 def test_every_method_starts_from_the_same_backbone_and_head(tmp_path, monkeypatch):
@@ -133,15 +137,23 @@ def test_pretrained_weights_that_cannot_be_had_are_replaced_with_one_clear_line(
 
     def offline(name, pretrained=False, **settings):
         if pretrained:
+            assert constants.HF_HUB_OFFLINE  # so that its client does not try for a minute
             raise ConnectionError("no route to the hub\nand a long trace")
         return real(name, pretrained=False, **settings)
 
+    def unreachable(*args, **settings):
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    monkeypatch.setattr(demo, "getproxies", dict)
     monkeypatch.setattr(timm, "create_model", offline)
     said = []
-    model = demo.make_backbone("test_vit", True, None, said.append)
+    model, loaded = demo.make_backbone("test_vit", True, None, said.append)
+    assert not loaded
     assert model.num_features == 64
     assert len(said) == 1
-    assert "test_vit could not be downloaded (ConnectionError: no route to the hub); using RANDOM weights instead" in said[0]
+    assert not constants.HF_HUB_OFFLINE
+    assert "test_vit cannot be downloaded (ConnectionError: no route to the hub...); using RANDOM weights instead" in said[0]
 
 
 def test_pretrained_weights_are_used_where_they_can_be_had(monkeypatch):
@@ -152,9 +164,10 @@ def test_pretrained_weights_are_used_where_they_can_be_had(monkeypatch):
         asked.append((name, pretrained, settings.get("num_classes")))
         return real(name, pretrained=False, **settings)
 
+    monkeypatch.setattr(socket, "create_connection", lambda *args, **settings: socket.socket())
     monkeypatch.setattr(timm, "create_model", online)
     said = []
-    demo.make_backbone("test_vit", True, None, said.append)
+    assert demo.make_backbone("test_vit", True, None, said.append)[1]
     assert asked == [("test_vit", True, 0)]
     assert not said
 
@@ -232,7 +245,7 @@ def test_ctrl_c_leaves_the_best_state_and_says_where(tmp_path):
     assert "rein: interrupted: the best state of frozen (step 80, source mIoU" in errors
     assert str(out / "states" / "frozen.safetensors") in errors
     assert "Traceback" not in errors
-    rein.Segmenter.load(out / "states" / "frozen.safetensors", demo.make_backbone("test_vit", False, None))
+    rein.Segmenter.load(out / "states" / "frozen.safetensors", demo.make_backbone("test_vit", False, None)[0])
 
 
 def test_the_message_after_ctrl_c_names_the_file(tmp_path, monkeypatch):
@@ -249,7 +262,7 @@ def test_the_message_after_ctrl_c_names_the_file(tmp_path, monkeypatch):
     with pytest.raises(demo.Interrupted, match=saved) as caught:
         demo.run(domains, demo.Options(tmp_path, "test_vit"))
     assert "frozen is finished" in str(caught.value)
-    rein.Segmenter.load(tmp_path / "states" / "rein.safetensors", demo.make_backbone("test_vit", False, None))
+    rein.Segmenter.load(tmp_path / "states" / "rein.safetensors", demo.make_backbone("test_vit", False, None)[0])
 
 
 def test_the_panel_shows_errors_only_where_the_truth_is_known():

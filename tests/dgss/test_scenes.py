@@ -11,7 +11,8 @@ import pytest
 
 import rein
 from rein.dgss.classes import CITYSCAPES_CLASSES, IGNORE_LABEL
-from rein.dgss.scenes import DOMAINS, SKY_DEPTH, render
+from rein.dgss.scenes import DOMAINS, render
+from rein.dgss.scenes.readback import SKY_DEPTH
 from rein.errors import InputError
 
 ROAD, SIDEWALK, BUILDING, POLE, SIGN, VEGETATION, SKY, PERSON, CAR = (

@@ -6,14 +6,19 @@ images.
 
 from __future__ import annotations
 
+import copy
 import json
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import lightning
 import numpy as np
@@ -165,8 +170,10 @@ def _spaced(dataset: Dataset[Sample], limit: int | None) -> Dataset[Sample]:
     return Subset(dataset, [round(i * (count - 1) / max(1, limit - 1)) for i in range(limit)])
 
 
-def make_backbone(name: str, pretrained: bool, patch_size: int | None, say: Callable[[str], None] = print) -> nn.Module:
-    """A timm model without classifier that takes images of any size where its class can.
+def make_backbone(
+    name: str, pretrained: bool, patch_size: int | None, say: Callable[[str], None] = print
+) -> tuple[nn.Module, bool]:
+    """A timm model without classifier that takes images of any size where its class can, and whether its weights are pretrained.
 
     Where the pretrained weights cannot be had, one line says so and the weights are random, from torch's random state.
 
@@ -187,21 +194,41 @@ def make_backbone(name: str, pretrained: bool, patch_size: int | None, say: Call
         except TypeError:  # a class without that setting
             return timm.create_model(name, pretrained=pretrained, **settings)
 
+    loaded = False
     if pretrained:
         try:
-            model = create(True)
+            with _hub_asked_once():
+                model = create(True)
+            loaded = True
         except Exception as error:  # each kind of hub failure has its own class
             if "pretrained" in str(error):  # timm's own words for a tag or weights that do not exist
                 raise InputError(f"{name}: {error}") from error
-            reason = (str(error).splitlines() or [""])[0][:160]
+            reason = (str(error).splitlines() or [""])[0][:100]
             say(
-                f"The weights of {name} could not be downloaded ({type(error).__name__}: {reason}); using RANDOM weights instead."
+                f"The weights of {name} cannot be downloaded ({type(error).__name__}: {reason}...); using RANDOM weights instead."
             )
-            model = create(False)
-    else:
+    if not loaded:
         model = create(False)
     backbones.find_sites(model)
-    return model
+    return model, loaded
+
+
+@contextmanager
+def _hub_asked_once() -> Iterator[None]:
+    """Where the hub does not answer at once, use what was downloaded before; its client would try for most of a minute."""
+    from huggingface_hub import constants
+
+    found = constants.HF_HUB_OFFLINE
+    try:
+        if not found and not getproxies():
+            address = urlsplit(constants.ENDPOINT)
+            socket.create_connection((address.hostname or "", address.port or 443), timeout=5).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = found
 
 
 def run(domains: Domains, options: Options, say: Callable[[str], None] = print) -> list[Result]:
@@ -217,30 +244,34 @@ def run(domains: Domains, options: Options, say: Callable[[str], None] = print) 
     except OSError as error:
         raise InputError(f"cannot make the folder {states}: {error.strerror}.") from error
     methods = [FROZEN, REIN, *([FULL] if options.full else [])]
+    torch.manual_seed(options.schedule.seed)
+    backbone, loaded = make_backbone(options.backbone, options.pretrained, options.patch_size, say)
     results: list[Result] = []
     examples: dict[str, dict[str, np.ndarray]] = {}
     for method in methods:
         best = BestState(states / f"{method}.safetensors", _save_full if method == FULL else _save)
         try:
-            result, predictions = _run_method(method, domains, options, best, say)
+            result, predictions = _run_method(method, copy.deepcopy(backbone), domains, options, best)
         except KeyboardInterrupt:
             raise Interrupted(_what_is_saved(method, best, results)) from None
         results.append(result)
         examples[method] = predictions
-    _write_results(domains, options, results)
+    _write_results(domains, options, results, loaded)
     _draw_panel(domains, results, examples).save(options.out / "panel.png")
+    if not loaded:
+        say(
+            "The backbone has RANDOM weights: what follows shows how the comparison works, not what Rein does for a foundation model."
+        )
     return results
 
 
 def _run_method(
-    method: str, domains: Domains, options: Options, best: BestState, say: Callable[[str], None]
+    method: str, backbone: nn.Module, domains: Domains, options: Options, best: BestState
 ) -> tuple[Result, dict[str, np.ndarray]]:
     schedule = options.schedule
-    torch.manual_seed(schedule.seed)  # every method starts from the same backbone
-    backbone = make_backbone(options.backbone, options.pretrained, options.patch_size, say if method == FROZEN else _silent)
     widths = backbones.widths(backbone)
     in_channels = [widths[block] for block in default_indices(len(widths), 4)]
-    torch.manual_seed(schedule.seed + 1)  # and from the same head
+    torch.manual_seed(schedule.seed + 1)  # every method starts from the same head
     head = heads.FPNHead(in_channels, len(domains.space.names), channels=HEAD_CHANNELS, tower_channels=HEAD_CHANNELS)
     if method == REIN:
         rein.wrap(backbone, options.config)
@@ -288,10 +319,6 @@ def _run_method(
 def _bar(things: Any, desc: str) -> Any:
     """A progress bar with the time left, on a terminal; nothing in a log."""
     return tqdm(things, desc=desc, leave=False, disable=None)
-
-
-def _silent(text: str) -> None:
-    pass
 
 
 def _save(segmenter: Segmenter, path: Path) -> None:
@@ -346,7 +373,7 @@ def table(domains: Domains, results: Sequence[Result]) -> str:
     return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
 
 
-def _write_results(domains: Domains, options: Options, results: Sequence[Result]) -> None:
+def _write_results(domains: Domains, options: Options, results: Sequence[Result], loaded: bool) -> None:
     versions = {
         "rein": rein.__version__,
         "torch": torch.__version__,
@@ -355,7 +382,7 @@ def _write_results(domains: Domains, options: Options, results: Sequence[Result]
     }
     content = {
         "backbone": options.backbone,
-        "pretrained": options.pretrained,
+        "weights": "pretrained" if loaded else "random",
         "source": domains.source,
         "targets": _targets(domains),
         "schedule": asdict(options.schedule),
