@@ -39,7 +39,8 @@ def test_the_readme_has_its_code_and_opens_with_one_sentence_and_the_install_lin
 
 
 def test_commands_in_the_texts_exist():
-    blocks = [block for text in TEXTS for block in re.findall(r"^```\n(.*?)^```", text.read_text(), re.DOTALL | re.MULTILINE)]
+    fences = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    blocks = [block for text in TEXTS for language, block in fences.findall(text.read_text()) if not language]
     commands = {line for block in blocks for line in re.findall(r"^(?:make|rein) .*$", block, re.MULTILINE)}
     assert any(command.startswith("make demo") for command in commands)
     makefile = (ROOT / "Makefile").read_text()
