@@ -4,7 +4,9 @@ from functools import partial
 
 import torch
 from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
+from timm.models.vision_transformer_hybrid import vit_tiny_r_s16_p8_224
+from torch import nn
 
 _SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 0}
 _EVA02 = {"qkv_fused": False, "mlp_ratio": 8 / 3, "swiglu_mlp": True, "scale_mlp": True, "use_rot_pos_emb": True}
@@ -17,6 +19,9 @@ FAMILIES = {
         VisionTransformer, **_SMALL, drop_path_rate=0.5, proj_drop_rate=0.5, attn_drop_rate=0.5, pos_drop_rate=0.5
     ),
     "vit with patch dropout": partial(VisionTransformer, **_SMALL, patch_drop_rate=0.5),
+    "vit with a convolutional stem": partial(vit_tiny_r_s16_p8_224, **{**_SMALL, "patch_size": 2}),
+    "vit with parallel blocks": partial(VisionTransformer, **_SMALL, block_fn=ParallelThingsBlock),
+    "clip": partial(VisionTransformer, **_SMALL, pre_norm=True, norm_layer=partial(nn.LayerNorm, eps=1e-5)),
     "eva02": partial(Eva, **_SMALL, **_EVA02, ref_feat_shape=(16, 16)),
     "eva with dropout": partial(Eva, **_SMALL, **_EVA02, drop_path_rate=0.5, proj_drop_rate=0.5, patch_drop_rate=0.5),
     "dinov3": partial(

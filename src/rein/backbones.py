@@ -187,19 +187,22 @@ def architecture(model: nn.Module) -> str:
 
 
 def patch_size(model: nn.Module) -> tuple[int, int]:
-    """(height, width) of a patch in pixels; 16 x 16 where the model has no patches."""
-    size = getattr(getattr(model, "patch_embed", None), "patch_size", 16)
+    """(height, width) of a patch in pixels, a convolutional stem included; 16 x 16 where the model has no patches."""
+    embed: Any = getattr(model, "patch_embed", None)
+    size = embed.feat_ratio(as_scalar=False) if hasattr(embed, "feat_ratio") else getattr(embed, "patch_size", 16)
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def input_spec(model: nn.Module) -> InputSpec:
     """The images that `model` takes."""
-    embed = getattr(model, "patch_embed", None)
-    channels = getattr(getattr(embed, "proj", None), "in_channels", 3)
-    fixed = getattr(embed, "img_size", None)
-    if getattr(model, "dynamic_img_size", False):
-        fixed = None
-    return InputSpec(None if fixed is None else (int(fixed[0]), int(fixed[1])), patch_size(model), channels)
+    embed: Any = getattr(model, "patch_embed", None)
+    first = next((module for module in (embed or model).modules() if isinstance(module, nn.Conv2d)), None)
+    fixed = None if getattr(model, "dynamic_img_size", False) else getattr(embed, "img_size", None)
+    return InputSpec(
+        fixed_size=None if fixed is None else (int(fixed[0]), int(fixed[1])),
+        multiple=patch_size(model),
+        channels=3 if first is None else first.in_channels,
+    )
 
 
 def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
