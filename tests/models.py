@@ -2,14 +2,24 @@
 
 from functools import partial
 
+import timm
 import torch
+from timm.models.beit import Beit
+from timm.models.cait import Cait
+from timm.models.convit import ConVit
 from timm.models.eva import Eva
+from timm.models.tnt import TNT
 from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
 from timm.models.vision_transformer_hybrid import vit_tiny_r_s16_p8_224
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+from timm.models.vision_transformer_sam import VisionTransformerSAM
+from timm.models.xcit import Xcit
 from torch import nn
 
 _SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 0}
 _EVA02 = {"qkv_fused": False, "mlp_ratio": 8 / 3, "swiglu_mlp": True, "scale_mlp": True, "use_rot_pos_emb": True}
+
+_ENCODER = {"num_classes": 0, "patch_size": 8, "depth": 4, "embed_dim": 32, "num_heads": 2}
 
 FAMILIES = {
     "vit": partial(VisionTransformer, **_SMALL),
@@ -34,14 +44,57 @@ FAMILIES = {
         num_reg_tokens=4,
         dynamic_img_size=True,
     ),
+    "beit": partial(Beit, **_SMALL),
+    "beit with shared position bias": partial(Beit, **_SMALL, use_abs_pos_emb=False, use_shared_rel_pos_bias=True),
+    "relative positions": partial(VisionTransformerRelPos, **_SMALL),
+    "relative positions with class token": partial(VisionTransformerRelPos, **_SMALL, class_token=True, global_pool="token"),
+    "sam": partial(VisionTransformerSAM, **_SMALL, window_size=2, global_attn_indexes=(1, 3), neck_chans=16),
+    "naflex": partial(
+        timm.create_model,
+        "naflexvit_base_patch16_gap",
+        num_classes=0,
+        patch_size=8,
+        embed_dim=32,
+        depth=4,
+        num_heads=2,
+        reg_tokens=2,
+    ),
+    "cait": partial(Cait, **_SMALL),
+    "xcit": partial(Xcit, **_SMALL),
+    "convit": partial(ConVit, **{**_SMALL, "embed_dim": 16}, local_up_to_layer=2),
+    "tnt": partial(
+        TNT, **{k: v for k, v in _SMALL.items() if k != "num_heads"}, num_heads_outer=2, inner_dim=8, num_heads_inner=2
+    ),
+    "qwen3": partial(timm.create_model, "qwen3_vit_88m", **_ENCODER),
+    "deepseek": partial(timm.create_model, "deepseek_vit_412m", **_ENCODER),
+    "gemma4": partial(timm.create_model, "gemma4_vit_167m", **_ENCODER),
 }
-PREFIX_ROWS = {"vit without class token": 0, "vit with registers": 5, "dinov3": 5}  # all others have one
+_ONE, _NONE = [1] * 4, [0] * 4
+PREFIX_ROWS = dict.fromkeys(FAMILIES, _ONE) | {
+    "vit without class token": _NONE,
+    "vit with registers": [5] * 4,
+    "dinov3": [5] * 4,
+    "relative positions": _NONE,
+    "sam": _NONE,
+    "naflex": [2] * 4,
+    "cait": _NONE,  # the class token joins in later blocks of another kind
+    "xcit": _NONE,
+    "convit": [0, 0, 1, 1],  # the class token joins half way
+    "qwen3": _NONE,
+    "deepseek": _NONE,
+    "gemma4": _NONE,
+}
 
 
 def build(name: str, seed: int = 0, **settings):
     """A model of `FAMILIES`, in eval mode, with weights that depend on the seed alone."""
     torch.manual_seed(seed)
     return FAMILIES[name](**settings).eval()
+
+
+def blocks_of(model):
+    """The modules whose outputs are adapted."""
+    return [*(model.encoder if hasattr(model, "encoder") else model).blocks]
 
 
 def images(count: int = 2, height: int = 32, width: int = 32, seed: int = 1):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import rein
-from models import FAMILIES, PREFIX_ROWS, build, images, strong
+from models import FAMILIES, PREFIX_ROWS, blocks_of, build, images, strong
 from rein.errors import WrapError
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -25,7 +25,7 @@ def wrapped(family, config=SMALL, **settings):
 def block_outputs(model, x):
     """What every block hands on, after all hooks."""
     outputs = []
-    handles = [block.register_forward_hook(lambda module, args, output: outputs.append(output)) for block in model.blocks]
+    handles = [block.register_forward_hook(lambda module, args, output: outputs.append(output)) for block in blocks_of(model)]
     try:
         model.forward_features(x)
     finally:
@@ -62,21 +62,22 @@ def test_every_feature_path_is_refined(family):
 
 @every_family
 def test_refinement_is_the_adapter_on_the_patch_rows_and_prefix_rows_pass_bit_for_bit(family):
-    bare, model, x = build(family), wrapped(family), images()
-    prefix = PREFIX_ROWS.get(family, 1)
+    bare, model, x = build(family).requires_grad_(False), wrapped(family), images()
     plain, refined = block_outputs(bare, x)[0], block_outputs(model, x)[0]
+    if isinstance(plain, tuple):  # TNT: pixel tokens, which pass, and patch tokens
+        assert torch.equal(plain[0], refined[0])
+        plain, refined = plain[1], refined[1]
+    prefix = PREFIX_ROWS[family][0]
     assert torch.equal(refined[:, :prefix], plain[:, :prefix])
     assert torch.equal(refined[:, prefix:], model.rein(plain[:, prefix:], 0))
     assert not torch.equal(refined[:, prefix:], plain[:, prefix:])
 
 
-@every_family
-def test_prefix_rows_are_measured_at_each_block(family):
-    model = build(family)
-    if not model.dynamic_img_size:  # timm itself needs the attribute there
-        model.num_prefix_tokens = 7  # a lie: the count must not be read from here
+def test_prefix_rows_are_measured_and_not_read():
+    model = build("vit")
+    model.num_prefix_tokens = 7  # a lie
     rein.wrap(model, SMALL)
-    assert {site.num_prefix_tokens for site in model.rein_injection.sites} == {PREFIX_ROWS.get(family, 1)}
+    assert {site.num_prefix_tokens for site in model.rein_injection.sites} == {1}
 
 
 @every_family
@@ -139,12 +140,13 @@ def test_an_attached_head_and_unfrozen_layers_train():
 @every_family
 def test_disabled_and_unwrap_give_the_bare_outputs_bit_for_bit(family):
     bare, model, x = build(family), wrapped(family), images()
-    refined, expected = model(x), bare(x)
+    # torch takes other kernels for weights that need a gradient, so a frozen model is compared with a frozen one
+    expected_frozen, expected, refined = build(family).requires_grad_(False)(x), bare(x), model(x)
     with rein.disabled(model):
-        assert torch.equal(model(x), expected)
+        assert torch.equal(model(x), expected_frozen)
         with rein.disabled(model):
-            assert torch.equal(model(x), expected)
-        assert torch.equal(model(x), expected)
+            assert torch.equal(model(x), expected_frozen)
+        assert torch.equal(model(x), expected_frozen)
     assert torch.equal(model(x), refined)
     rein.unwrap(model)
     assert torch.equal(model(x), expected)
@@ -256,6 +258,10 @@ def test_a_pickle_works_in_a_fresh_process_where_hooks_are_added(tmp_path):
 
 @every_family
 def test_gradient_checkpointing_gives_equal_gradients(family):
+    if family == "convit":
+        with pytest.raises(AssertionError, match="not supported"):  # timm's own words
+            build(family).set_grad_checkpointing(True)
+        return
     model, x = wrapped(family), images()
     model.train()
 

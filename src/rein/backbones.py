@@ -6,7 +6,7 @@ measured, on meta tensors, without touching weights, modes, memory or the random
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,19 +15,42 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rein.errors import InputError, UnsupportedBackboneError
-from rein.modes import evaluating
+
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Family:
-    """One row: how timm names the parts of a class of models."""
+    """One row: what cannot be measured about a class of timm models.
 
-    blocks: str  # path of the container whose children are the blocks, in order
+    Attributes:
+        blocks: path of the container whose children are the blocks, in order.
+        item: where in a block's output the tokens are, for blocks that return a tuple.
+        any_size: the class takes images of any size although it records one.
+    """
+
+    blocks: str = "blocks"
+    item: int | None = None
+    any_size: bool = False
 
 
 _FAMILIES = {
-    "VisionTransformer": Family(blocks="blocks"),
-    "Eva": Family(blocks="blocks"),
+    "VisionTransformer": Family(),  # with CLIP, SigLIP, DINOv2, AIMv2, hybrids, ViTamin, distilled DeiT, ...
+    "Eva": Family(),  # with EVA02, DINOv3, Perception Encoder, RoPE-ViT
+    "Beit": Family(),
+    "VisionTransformerRelPos": Family(),
+    "VisionTransformerSAM": Family(),
+    "NaFlexVit": Family(),
+    "Cait": Family(),
+    "Xcit": Family(any_size=True),
+    "ConVit": Family(),
+    "TNT": Family(item=1),  # (pixel tokens, patch tokens)
+    "Qwen3VitClassifier": Family(blocks="encoder.blocks"),
+    "Qwen3VitEncoder": Family(),
+    "DeepseekVitClassifier": Family(blocks="encoder.blocks"),
+    "DeepseekVitEncoder": Family(),
+    "Gemma4VitClassifier": Family(blocks="encoder.blocks"),
+    "Gemma4VitEncoder": Family(),
 }
 
 
@@ -37,13 +60,17 @@ class Site:
 
     Attributes:
         path: the block's name among the model's modules.
-        width: C of its output (B, N, C).
+        width: C of its output.
         num_prefix_tokens: leading rows of its output that are no patches, measured.
+        layout: `NLC` for (B, N, C), `NHWC` for (B, H, W, C), `NCHW` for (B, C, H, W), measured.
+        item: where in the output the tokens are, for blocks that return a tuple.
     """
 
     path: str
     width: int
     num_prefix_tokens: int
+    layout: str = "NLC"
+    item: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,8 +83,8 @@ class InputSpec:
         channels: of the image.
     """
 
-    fixed_size: tuple[int, int] | None
-    multiple: tuple[int, int]
+    fixed_size: Size | None
+    multiple: Size
     channels: int
 
 
@@ -74,34 +101,49 @@ def find_sites(
         num_prefix_tokens: rows before the patches, where they cannot be measured.
 
     Raises:
-        UnsupportedBackboneError: the blocks are not known, do not give (B, N, C) tensors or cannot be measured.
+        UnsupportedBackboneError: the blocks are not known, do not give token tensors or cannot be measured.
     """
+    family = _family(model)
+    item = family.item if family else None
     paths = _block_paths(model, blocks)
-    shapes, num_patches = _measure(model, paths)
-    sites = []
-    for path in paths:
-        if path not in shapes:
-            raise UnsupportedBackboneError(
-                f"block {path!r} did not run when the model was measured; leave it out of blocks=[...]."
-            )
-        shape = shapes[path]
-        if shape is None or len(shape) != 3:
-            got = "no tensor" if shape is None else f"a tensor of shape {tuple(shape)}"
-            raise UnsupportedBackboneError(
-                f"block {path!r} of {architecture(model)} gives {got}; rein adapts blocks that give (B, N, C) tokens. "
-                "Name such blocks with blocks=[...]."
-            )
-        prefix = num_prefix_tokens
-        if prefix is None and num_patches is not None:
-            prefix = shape[1] - num_patches
-        if prefix is None or not 0 <= prefix < shape[1]:
-            raise UnsupportedBackboneError(
-                f"how many prefix tokens (class, register, ...) {architecture(model)} has is not known at block {path!r}: it "
-                f"gives {shape[1]} rows for {num_patches if num_patches is not None else 'an unknown number of'} patches. "
-                "Give it with num_prefix_tokens=N."
-            )
-        sites.append(Site(path, shape[2], prefix))
-    return sites
+    size = _probe_size(model)
+    shapes = _measure(model, paths, item, size)
+    return [_site(model, path, shapes, item, _grid(model, size), num_prefix_tokens) for path in paths]
+
+
+def _site(
+    model: nn.Module,
+    path: str,
+    shapes: Mapping[str, torch.Size | None],
+    item: int | None,
+    grid: Size | None,
+    num_prefix_tokens: int | None,
+) -> Site:
+    """What the measured shape of a block's output says; `grid` is (rows, columns) of the patches, where they are known."""
+    if path not in shapes:
+        raise UnsupportedBackboneError(f"block {path!r} did not run when the model was measured; leave it out of blocks=[...].")
+    shape = shapes[path]
+    if shape is not None and len(shape) == 4 and grid is not None:
+        for layout, rows, channels in (("NHWC", shape[1:3], shape[3]), ("NCHW", shape[2:4], shape[1])):
+            if tuple(rows) == grid:
+                return Site(path, channels, 0, layout, item)
+    if shape is None or len(shape) != 3:
+        got = "no tensor" if shape is None else f"a tensor of shape {tuple(shape)}"
+        raise UnsupportedBackboneError(
+            f"block {path!r} of {architecture(model)} gives {got}; rein adapts blocks that give tokens (B, N, C), or maps of the "
+            "patches. Name such blocks with blocks=[...]."
+        )
+    patches = None if grid is None else grid[0] * grid[1]
+    prefix = num_prefix_tokens
+    if prefix is None and patches is not None:
+        prefix = shape[1] - patches
+    if prefix is None or not 0 <= prefix < shape[1]:
+        raise UnsupportedBackboneError(
+            f"how many prefix tokens (class, register, ...) {architecture(model)} has is not known at block {path!r}: it gives "
+            f"{shape[1]} rows for {'an unknown number of' if patches is None else patches} patches. "
+            "Give it with num_prefix_tokens=N."
+        )
+    return Site(path, shape[2], prefix, "NLC", item)
 
 
 def _family(model: nn.Module) -> Family | None:
@@ -109,6 +151,26 @@ def _family(model: nn.Module) -> Family | None:
         if cls.__module__.startswith("timm.") and cls.__name__ in _FAMILIES:
             return _FAMILIES[cls.__name__]
     return None
+
+
+def patch_tokens(output: Any, site: Site) -> Tensor:
+    """The patch tokens (..., C) in a block's output."""
+    tokens = output if site.item is None else output[site.item]
+    if site.layout == "NCHW":
+        return tokens.permute(0, 2, 3, 1)
+    return tokens[:, site.num_prefix_tokens :] if site.num_prefix_tokens else tokens
+
+
+def with_patch_tokens(output: Any, site: Site, refined: Tensor) -> Any:
+    """A block's output with its patch tokens replaced, everything else as it was."""
+    tokens = output if site.item is None else output[site.item]
+    if site.layout == "NCHW":
+        refined = refined.permute(0, 3, 1, 2)
+    elif site.num_prefix_tokens:
+        refined = torch.cat((tokens[:, : site.num_prefix_tokens], refined), 1)
+    if site.item is None:
+        return refined
+    return type(output)([*output[: site.item], refined, *output[site.item + 1 :]])
 
 
 def _block_paths(model: nn.Module, blocks: Sequence[str | nn.Module] | None) -> list[str]:
@@ -139,12 +201,14 @@ def _block_paths(model: nn.Module, blocks: Sequence[str | nn.Module] | None) -> 
     return paths
 
 
-def _measure(model: nn.Module, paths: Sequence[str]) -> tuple[dict[str, torch.Size | None], int | None]:
-    """Output shape of every block (None: no tensor) on a meta image, and the patches of that image where they are known."""
+def _measure(model: nn.Module, paths: Sequence[str], item: int | None, size: Size) -> dict[str, torch.Size | None]:
+    """Output shape of every block on a meta image of `size`; None where the output is no tensor."""
     shapes: dict[str, torch.Size | None] = {}
 
     def record(path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if item is not None and isinstance(output, tuple | list):
+                output = output[item]
             shapes[path] = output.shape if isinstance(output, Tensor) else None
 
         return hook
@@ -155,13 +219,13 @@ def _measure(model: nn.Module, paths: Sequence[str]) -> tuple[dict[str, torch.Si
         for name, tensor in named
     }
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    spec = input_spec(model)
-    # patches that are not as many along both sides, where the model takes them
-    size = spec.fixed_size or (2 * spec.multiple[0], 3 * spec.multiple[1])
-    image = torch.empty(1, spec.channels, *size, dtype=dtype, device="meta")
+    image = torch.empty(1, input_spec(model).channels, *size, dtype=dtype, device="meta")
+    # some models remember tensors between calls: whatever they set on themselves meanwhile is taken back, modes included
+    found = [(module, dict(module.__dict__)) for module in model.modules()]
     handles = [model.get_submodule(path).register_forward_hook(record(path)) for path in paths]
     try:
-        with evaluating(model), torch.no_grad():
+        model.eval()
+        with torch.no_grad():
             functional_call(model, tensors, (image,))
     except Exception as error:
         if len(shapes) < len(paths):  # else the blocks were seen, and only what follows them failed
@@ -172,11 +236,34 @@ def _measure(model: nn.Module, paths: Sequence[str]) -> tuple[dict[str, torch.Si
     finally:
         for handle in handles:
             handle.remove()
-    patch_embed: Any = getattr(model, "patch_embed", None)
-    if hasattr(patch_embed, "dynamic_feat_size"):
-        height, width = patch_embed.dynamic_feat_size(size)
-        return shapes, height * width
-    return shapes, None
+        for module, attributes in found:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+    return shapes
+
+
+def _probe_size(model: nn.Module) -> Size:
+    """(height, width) of an image that the model takes, with more patches across than down where it takes those."""
+    spec = input_spec(model)
+    return spec.fixed_size or (6 * spec.multiple[0], 12 * spec.multiple[1])  # 2 and 3 divide both, for models that pool patches
+
+
+def _grid(model: nn.Module, size: Size) -> Size | None:
+    """(rows, columns) of patches of an image, or None where the model has none."""
+    embed: Any = getattr(model, "patch_embed", None)
+    if hasattr(embed, "dynamic_feat_size"):
+        rows, columns = embed.dynamic_feat_size(size)
+        return rows, columns
+    reduction = _reduction(model)
+    return None if reduction is None else (size[0] // reduction, size[1] // reduction)
+
+
+def _reduction(model: nn.Module) -> int | None:
+    """Pixels per patch along a side as timm records them, for models of known families."""
+    info = getattr(model, "feature_info", None)
+    if _family(model) is None or not isinstance(info, list) or not info:
+        return None
+    return int(info[0]["reduction"])
 
 
 def architecture(model: nn.Module) -> str:
@@ -186,18 +273,23 @@ def architecture(model: nn.Module) -> str:
     return name or type(model).__name__
 
 
-def patch_size(model: nn.Module) -> tuple[int, int]:
+def patch_size(model: nn.Module) -> Size:
     """(height, width) of a patch in pixels, a convolutional stem included; 16 x 16 where the model has no patches."""
     embed: Any = getattr(model, "patch_embed", None)
-    size = embed.feat_ratio(as_scalar=False) if hasattr(embed, "feat_ratio") else getattr(embed, "patch_size", 16)
+    if hasattr(embed, "feat_ratio"):
+        size = embed.feat_ratio(as_scalar=False)
+    else:
+        size = _reduction(model) or getattr(embed, "patch_size", 16)
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def input_spec(model: nn.Module) -> InputSpec:
     """The images that `model` takes."""
-    embed: Any = getattr(model, "patch_embed", None)
+    embed: Any = getattr(model, "patch_embed", None) or getattr(model, "pixel_embed", None)
     first = next((module for module in (embed or model).modules() if isinstance(module, nn.Conv2d)), None)
-    fixed = None if getattr(model, "dynamic_img_size", False) else getattr(embed, "img_size", None)
+    family = _family(model)
+    any_size = getattr(model, "dynamic_img_size", False) or (family is not None and family.any_size)
+    fixed = None if any_size else getattr(embed, "img_size", None)
     return InputSpec(
         fixed_size=None if fixed is None else (int(fixed[0]), int(fixed[1])),
         multiple=patch_size(model),

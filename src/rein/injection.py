@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rein import backbones
 from rein.adapter import ReinAdapter, StagewiseAdapter, build_adapter
@@ -28,23 +28,21 @@ ADAPTER, INJECTION = "rein", "rein_injection"
 
 
 class BlockHook:
-    """Forward hook of one block: refines the patch rows of its output and passes the prefix rows through.
+    """Forward hook of one block: refines the patch tokens of its output and passes everything else through.
 
     It keeps no state between calls, since under gradient checkpointing it runs twice.
     """
 
-    def __init__(self, adapter: Adapter, layer: int, num_prefix_tokens: int) -> None:
-        self.adapter, self.layer, self.num_prefix_tokens = adapter, layer, num_prefix_tokens
+    def __init__(self, adapter: Adapter, layer: int, site: Site) -> None:
+        self.adapter, self.layer, self.site = adapter, layer, site
         self.enabled = True
 
-    def __call__(self, block: nn.Module, args: Any, output: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
+    def __call__(self, block: nn.Module, args: Any, output: Any) -> Any:
+        """The block's output, refined."""
         if not self.enabled:
             return output
-        prefix = self.num_prefix_tokens
-        if not prefix:
-            return self.adapter(output, self.layer)
-        return torch.cat((output[:, :prefix], self.adapter(output[:, prefix:], self.layer)), 1)
+        patches = backbones.patch_tokens(output, self.site)
+        return backbones.with_patch_tokens(output, self.site, self.adapter(patches, self.layer))
 
 
 class Injection(nn.Module):
@@ -60,7 +58,7 @@ class Injection(nn.Module):
     def __init__(self, model: nn.Module, adapter: Adapter, sites: Sequence[Site]) -> None:
         super().__init__()
         self.sites = tuple(sites)
-        self.hooks = tuple(BlockHook(adapter, layer, site.num_prefix_tokens) for layer, site in enumerate(sites))
+        self.hooks = tuple(BlockHook(adapter, layer, site) for layer, site in enumerate(sites))
         # Held in tuples, which nn.Module does not register. The handles must be kept: unpickled in a fresh process, they keep
         # torch from giving their numbers to hooks that are added there.
         self._handles = tuple(
@@ -111,7 +109,7 @@ def wrap(
     adapter in a frozen backbone its gradients.
 
     Args:
-        model: a timm model of a known family; with `blocks`, any model whose blocks give (B, N, C) tokens.
+        model: a timm model of a known family; with `blocks`, any model whose blocks give tokens (B, N, C).
         config: what to build; the default is the authors' (`ReinConfig()`).
         blocks: the blocks or their names in the order in which they run, where they are not known.
         num_prefix_tokens: rows before the patch tokens that pass through untouched, where they cannot be measured.
