@@ -3,16 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-backbones format clean
 
 demo: .venv/installed  ## fit and judge the comparison of the README: results in runs/demo
-	$(BIN)/rein demo --full --out runs/demo
+	$(BIN)/rein demo --out runs/demo
 
 test: .venv/installed  ## format, lint, types and the whole test suite
 	$(BIN)/ruff format --check src tests
 	$(BIN)/ruff check src tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(JOBS)
+
+test-backbones: .venv/installed  ## every model name of timm, on meta tensors: some minutes
+	$(BIN)/python -m pytest -m sweep tests/test_all_backbones.py
 
 format: .venv/installed
 	$(BIN)/ruff format src tests

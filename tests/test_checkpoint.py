@@ -113,6 +113,23 @@ def test_blocks_that_were_chosen_are_chosen_again(tmp_path):
     assert torch.equal(other(images()), model(images()))
 
 
+def test_prefix_rows_that_were_given_are_given_again(tmp_path):
+    model = strong(rein.wrap(build("vit"), SMALL, num_prefix_tokens=3))
+    rein.save(model, tmp_path / "a.safetensors")
+    other = rein.load(build("vit"), tmp_path / "a.safetensors")
+    assert {site.num_prefix_tokens for site in other.rein_injection.sites} == {3}
+    assert torch.equal(other(images()), model(images()))
+
+
+def test_saving_through_a_link_keeps_the_link(saved):
+    model, path = saved
+    link = path.with_name("link.safetensors")
+    link.symlink_to(path)
+    rein.save(model, link)
+    assert link.is_symlink()
+    rein.load(build("vit"), path)
+
+
 def test_a_crash_while_writing_leaves_the_older_file_whole(saved, monkeypatch):
     model, path = saved
     before = path.read_bytes()
@@ -187,8 +204,14 @@ DAMAGE = {
         r"cannot read: unknown ReinConfig keys \['depth'\]",
     ),
     "bad config value": (lambda path: rewritten(path, config=config_json(rank=0)), "cannot read: ReinConfig.rank is 0"),
-    "header without backbone": (lambda path: rewritten(path, drop=("backbone",)), "cannot read: 'backbone'"),
-    "header without config": (lambda path: rewritten(path, drop=("config",)), "holds no adapter"),
+    "header without backbone": (lambda path: rewritten(path, drop=("backbone",)), "cannot read: it does not say which backbone"),
+    "header without config": (lambda path: rewritten(path, drop=("config",)), "cannot read: it has no adapter configuration"),
+    "header without widths": (
+        lambda path: rewritten(path, backbone='{"architecture": "VisionTransformer", "widths": 1}'),
+        "cannot read: its facts about the backbone's blocks are not one per block",
+    ),
+    "segmenter without head": (lambda path: rewritten(path, kind='"segmenter"', head="[]"), "does not say how to build its head"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "cannot read .*: it is a folder"),
     "missing tensor": (without_scale, "does not match: missing: scale"),
     "extra tensor": (with_more, "does not match: unexpected: bonus"),
     "wrong shape": (with_other_shape, r"does not match: wrong shape: tokens_a is \(4, 5, 2\), wanted \(4, 6, 2\)"),
@@ -222,6 +245,10 @@ BACKBONES = {
     "other prefix rows": (lambda: build("vit without class token"), r"its num_prefix_tokens per block are \[1, 1, 1, 1\]"),
     "another family": (lambda: build("eva02"), "was trained on VisionTransformer, the model is Eva"),
     "another configuration": (lambda: rein.wrap(build("vit"), rein.ReinConfig(rank=3)), r"call rein.unwrap\(model\) first"),
+    "other blocks of the same width": (
+        lambda: rein.wrap(build("vit", depth=5), SMALL, blocks=[f"blocks.{i}" for i in (0, 1, 2, 4)]),
+        r"its blocks per block are \['blocks.0', .*'blocks.3'\], the model's",
+    ),
     "wrapped elsewhere": (lambda: rein.wrap(build("vit"), SMALL, blocks=["blocks.0"]), r"the model's are \[32\]"),
 }
 

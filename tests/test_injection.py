@@ -438,3 +438,71 @@ def test_patch_dropout_that_the_user_turns_on_again_is_no_obstacle():
     model = wrapped("vit with patch dropout").train()
     model.patch_drop.training = True
     assert model.forward_features(images()).shape[1] == 1 + 8
+
+
+def test_a_copy_that_was_made_inside_disabled_is_enabled():
+    model, x = wrapped("vit"), images()
+    with rein.disabled(model):
+        twin, again = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    assert torch.equal(twin(x), model(x))
+    assert torch.equal(again(x), model(x))
+
+
+def test_unwrapping_inside_disabled_is_refused():
+    model = wrapped("vit")
+    with rein.disabled(model), pytest.raises(WrapError, match="inside rein.disabled; leave that first"):
+        rein.unwrap(model)
+    rein.unwrap(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_requires_grad_comes_back_to_parameters_that_were_replaced():
+    model = wrapped("vit")
+    model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+    model.set_input_size((64, 32))
+    rein.unwrap(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_an_interrupted_wrap_leaves_the_model_as_it_was(monkeypatch):
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    model = build("vit").train()
+    monkeypatch.setattr("rein.injection.Injection.freeze_modes", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        rein.wrap(model, SMALL)
+    monkeypatch.undo()
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+    rein.wrap(model, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((build("vit"), {"rank": 4}), r"config is \{'rank': 4\}; it must be a rein.ReinConfig"),
+        (("vit",), "wants a torch.nn.Module; got str"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_refused(arguments, message):
+    with pytest.raises(rein.errors.InputError, match=message):
+        rein.wrap(*arguments)
+
+
+def test_blocks_out_of_order_and_counts_that_are_none_are_refused():
+    with pytest.raises(rein.UnsupportedBackboneError, match="but they run in the order"):
+        rein.wrap(build("vit"), blocks=["blocks.2", "blocks.0"])
+    with pytest.raises(rein.UnsupportedBackboneError, match="num_prefix_tokens is '1'; it must be a whole number"):
+        rein.wrap(build("vit"), num_prefix_tokens="1")
+
+
+def test_wrapping_in_inference_mode_is_refused():
+    with torch.inference_mode(), pytest.raises(WrapError, match="could not be trained"):
+        rein.wrap(build("vit"))
+
+
+def test_a_segmenter_points_to_its_backbone():
+    model = rein.Segmenter(wrapped("vit"), rein.heads.LinearHead(32, 2))
+    with pytest.raises(WrapError, match="its backbone is: pass its .backbone"):
+        rein.summary(model)

@@ -122,6 +122,7 @@ def test_default_blocks_are_the_papers():
     assert default_indices(24, 4) == [7, 11, 15, 23]
     assert default_indices(12, 4) == [3, 5, 7, 11]
     assert default_indices(12, 1) == [11]
+    assert all(len(set(default_indices(depth, 4))) == 4 for depth in range(4, 60))
     assert default_indices(4, 2) == [1, 3]
 
 
@@ -138,6 +139,10 @@ def test_indices_choose_the_maps():
 @pytest.mark.parametrize("wrap", [True, False])
 def test_one_file_brings_adapter_and_head_back(tmp_path, head, wrap):
     model, x = segmenter(head=head, wrap=wrap), images(1, 45, 30)
+    if not wrap:
+        with pytest.raises(InputError, match="the backbone is bare and trains"):
+            model.save(tmp_path / "model.safetensors")
+        model.backbone.requires_grad_(False)
     model.save(tmp_path / "model.safetensors")
     backbone = build(DYNAMIC)
     again = rein.Segmenter.load(tmp_path / "model.safetensors", backbone).eval()
@@ -167,7 +172,7 @@ def test_a_head_of_the_users_own_is_not_saved_half():
     class Mine(rein.heads.LinearHead):
         pass
 
-    model = rein.Segmenter(build(DYNAMIC), Mine(32, 3))
+    model = rein.Segmenter(build(DYNAMIC).requires_grad_(False), Mine(32, 3))
     with pytest.raises(InputError, match=r"Mine is not one of rein.heads"):
         model.save("never.safetensors")
 
@@ -194,6 +199,8 @@ def test_a_head_of_the_users_own_is_not_saved_half():
         (lambda m: m.loss(images(), torch.full((2, 32, 32), -1)), r"got \[-1\]"),
         (lambda m: m.predict(images(), window=0), r"window \(0, 0\)"),
         (lambda m: m.predict(images(), window=16, stride=17), "the stride no larger than the window"),
+        (lambda m: m.predict(images(), window=32.5), "whole numbers of pixels"),
+        (lambda m: m("image"), "images must be a tensor"),
     ],
 )
 def test_wrong_input_is_refused(call, message):
@@ -227,6 +234,64 @@ def test_a_head_that_wants_queries_needs_an_adapter_that_has_them():
     model = rein.Segmenter(rein.wrap(build(DYNAMIC), rein.ReinConfig(num_tokens=4, rank=2, query_dim=6)), Linked(32, 3))
     model(images()).sum().backward()
     assert model.backbone.rein.query_merge.weight.grad is not None
+
+
+def test_a_patch_that_does_not_divide_the_fixed_size_leaves_no_pixel_out():
+    backbone = build(FIXED, img_size=44)  # 5 x 5 patches of 8 cover 40 pixels
+    model = rein.Segmenter(backbone, rein.heads.LinearHead(32, 3)).eval()
+    x = images(1, 44, 44)
+    changed = x.clone()
+    changed[..., 40:] += 1
+    with torch.no_grad():
+        assert (model(changed) - model(x))[..., 40:].abs().min() > 0
+        assert model(x[..., :40, :40]).shape == (1, 3, 40, 40)
+    with pytest.raises(InputError, match="images are 44 x 44, the backbone takes 40 x 40"):
+        model.loss(x, torch.zeros(1, 44, 44, dtype=torch.long))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_backbone_and_head_may_have_different_dtypes(tmp_path, dtype):
+    model, x = segmenter(), images()
+    expected = model(x)
+    model.backbone.to(dtype)
+    for given in (x, x.to(dtype)):
+        logits = model(given)
+        assert logits.dtype == torch.float32
+        assert torch.allclose(logits, expected, atol=0.2)
+    model.loss(x, torch.zeros(2, 32, 32, dtype=torch.uint16)).backward()
+    assert model.head.classifier.weight.grad.dtype == torch.float32
+    model.save(tmp_path / "model.safetensors")
+    again = rein.Segmenter.load(tmp_path / "model.safetensors", build(DYNAMIC).to(dtype)).eval()
+    assert torch.allclose(again(x).float(), logits, atol=1e-2)
+
+
+def test_parameters_of_queries_that_a_head_does_not_use_still_have_gradients():
+    backbone = rein.wrap(build(DYNAMIC), rein.ReinConfig(num_tokens=6, rank=2, query_dim=8))
+    model = rein.Segmenter(backbone, rein.heads.LinearHead(32, 3))
+    labels = torch.zeros(2, 32, 32, dtype=torch.long)
+    loss = model.loss(images(), labels)
+    assert loss.item() == pytest.approx(F.cross_entropy(model(images()), labels).item(), rel=1e-5)
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # DDP waits for every one of them
+    assert (backbone.rein.query_merge.weight.grad == 0).all()
+
+
+def test_a_file_that_does_not_fit_leaves_the_backbone_alone(tmp_path):
+    segmenter().save(tmp_path / "deep.safetensors")
+    shallow = build(DYNAMIC, depth=3)
+    with pytest.raises(rein.CheckpointError, match="does not fit this VisionTransformer: indices"):
+        rein.Segmenter.load(tmp_path / "deep.safetensors", shallow)
+    assert not hasattr(shallow, "rein")
+    bare = segmenter(wrap=False)
+    bare.backbone.requires_grad_(False)
+    bare.save(tmp_path / "bare.safetensors")
+    with pytest.raises(rein.CheckpointError, match="head over a bare backbone, this one is wrapped"):
+        rein.Segmenter.load(tmp_path / "bare.safetensors", segmenter().backbone)
+
+
+def test_a_backbone_with_fewer_blocks_than_maps_is_refused():
+    with pytest.raises(InputError, match="the head wants 4 maps, the backbone has 3 blocks"):
+        rein.Segmenter(build(DYNAMIC, depth=3), rein.heads.LinearHead([32] * 4, 3))
 
 
 def test_segmenter_runs_in_half_precision_and_compiled():

@@ -78,7 +78,7 @@ class InputSpec:
     """The images that a backbone takes.
 
     Attributes:
-        fixed_size: (height, width) in pixels, or None where any multiple of `multiple` will do.
+        fixed_size: (height, width) in pixels that an image must have, or None where any multiple of `multiple` will do.
         multiple: (height, width) of a patch in pixels.
         channels: of the image.
     """
@@ -86,6 +86,15 @@ class InputSpec:
     fixed_size: Size | None
     multiple: Size
     channels: int
+
+    @property
+    def covered(self) -> Size | None:
+        """What the patches of a `fixed_size` image cover: less than all of it where patches do not divide it."""
+        if self.fixed_size is None:
+            return None
+        return self.fixed_size[0] // self.multiple[0] * self.multiple[0], self.fixed_size[1] // self.multiple[1] * self.multiple[
+            1
+        ]
 
 
 def find_sites(
@@ -105,9 +114,14 @@ def find_sites(
     """
     family = _family(model)
     item = family.item if family else None
+    if num_prefix_tokens is not None and (isinstance(num_prefix_tokens, bool) or not isinstance(num_prefix_tokens, int)):
+        raise UnsupportedBackboneError(f"num_prefix_tokens is {num_prefix_tokens!r}; it must be a whole number.")
     paths = _block_paths(model, blocks)
     size = _probe_size(model)
     shapes = _measure(model, paths, item, size)
+    ran = [path for path in shapes if path in paths]
+    if len(ran) == len(paths) and ran != paths:
+        raise UnsupportedBackboneError(f"blocks=[...] names {paths}, but they run in the order {ran}; give them in that order.")
     return [_site(model, path, shapes, item, _grid(model, size), num_prefix_tokens) for path in paths]
 
 
@@ -230,8 +244,8 @@ def _measure(model: nn.Module, paths: Sequence[str], item: int | None, size: Siz
     except Exception as error:
         if len(shapes) < len(paths):  # else the blocks were seen, and only what follows them failed
             raise UnsupportedBackboneError(
-                f"the blocks of {architecture(model)} could not be measured on a meta image of shape {tuple(image.shape)}: "
-                f"{type(error).__name__}: {error}"
+                f"the blocks of {architecture(model)} could not be measured on a meta image of shape {tuple(image.shape)} "
+                f"({type(error).__name__}: {error}); rein cannot adapt it. If other blocks can be, name them with blocks=[...]."
             ) from error
     finally:
         for handle in handles:

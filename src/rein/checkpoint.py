@@ -69,11 +69,31 @@ class Header:
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Header:
         """The way back. Raises InputError, KeyError, TypeError or ValueError on a header that says less or other than it must."""
-        values = {key: json.loads(metadata[key]) for key in ("kind", "rein_version", "backbone")}
-        config, head = (json.loads(metadata.get(key, "null")) for key in ("config", "head"))
-        if values["kind"] not in ("adapter", "segmenter") or not isinstance(values["backbone"], dict):
-            raise InputError(f"its kind is {values['kind']!r}")
-        return cls(config=None if config is None else ReinConfig.from_dict(config), head=head, **values)
+        entries = {key: json.loads(metadata.get(key, "null")) for key in ("kind", "rein_version", "backbone", "config", "head")}
+        kind, version, backbone, config, head = entries.values()
+        if kind not in ("adapter", "segmenter"):
+            raise InputError(f"its kind is {kind!r}")
+        if not (isinstance(backbone, dict) and isinstance(backbone.get("architecture"), str)):
+            raise InputError("it does not say which backbone it is for")
+        if config is None and kind == "adapter":
+            raise InputError("it has no adapter configuration")
+        if config is not None:
+            facts = [backbone.get(key) for key in ("blocks", "widths", "num_prefix_tokens")]
+            if (
+                not all(_is_list(fact, kind) for fact, kind in zip(facts, (str, int, int), strict=True))
+                or len({len(fact or ()) for fact in facts}) > 1
+            ):
+                raise InputError("its facts about the backbone's blocks are not one per block")
+            if not isinstance(backbone.setdefault("given", {}), dict):
+                raise InputError("what was given about its backbone is not a dictionary")
+        if kind == "segmenter" and not (
+            isinstance(head, dict)
+            and isinstance(head.get("name"), str)
+            and isinstance(head.get("arguments"), dict)
+            and _is_list(head.get("indices"), int)
+        ):
+            raise InputError("it does not say how to build its head")
+        return cls(kind, None if config is None else ReinConfig.from_dict(config), backbone, head, str(version))
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -118,19 +138,21 @@ def load_adapter(
     model: Model, tensors: Mapping[str, Tensor], header: Header, path: str | os.PathLike[str], *, strict: bool = True
 ) -> Model:
     """Give `model` the adapter of a file that was read: check the fit, wrap where needed, then copy."""
-    config, blocks = header.config, header.backbone.get("blocks")
-    if config is None or blocks is None:
-        raise CheckpointError(f"{path} holds no adapter, only a {header.kind} over a bare backbone.")
+    config = header.config
+    if config is None:
+        raise CheckpointError(f"{path} holds no adapter, only a head over a bare backbone.")
+    blocks, given = header.backbone["blocks"], header.backbone["given"].get("num_prefix_tokens")
     name = backbones.architecture(model)
     if strict:
         check_architecture(model, header, path)
     wrapped = is_wrapped(model)
     try:
-        sites = injection_of(model).sites if wrapped else tuple(backbones.find_sites(model, blocks))
+        sites = injection_of(model).sites if wrapped else tuple(backbones.find_sites(model, blocks, given))
     except UnsupportedBackboneError as error:
         raise CheckpointError(f"{path} does not fit this {name}: {error}") from error
     wanted, got = header.backbone, describe_sites(name, sites)
-    for fact in ("widths", "num_prefix_tokens"):
+    # by another name the same blocks may have other paths
+    for fact in ("widths", "num_prefix_tokens", *(["blocks"] if strict else [])):
         if wanted[fact] != got[fact]:
             raise CheckpointError(
                 f"{path} does not fit this {name}: its {fact} per block are {wanted[fact]}, the model's are {got[fact]}."
@@ -144,7 +166,7 @@ def load_adapter(
         match_tensors(build_adapter([site.width for site in sites], config, patch_size=1), tensors, path)
     if not wrapped:
         with torch.random.fork_rng():  # the initial values are overwritten at once: leave the caller's random state alone
-            wrap(model, config, blocks=blocks)
+            wrap(model, config, blocks=blocks, num_prefix_tokens=given)
     getattr(model, ADAPTER).load_state_dict(dict(tensors))
     return model
 
@@ -161,7 +183,10 @@ def check_architecture(model: nn.Module, header: Header, path: str | os.PathLike
 def describe(model: nn.Module) -> dict[str, Any]:
     """What a backbone must be for the adapter of `model`, or for a head over `model` where that is bare."""
     name = backbones.architecture(model)
-    return describe_sites(name, injection_of(model).sites) if is_wrapped(model) else {"architecture": name}
+    if not is_wrapped(model):
+        return {"architecture": name}
+    injection = injection_of(model)
+    return describe_sites(name, injection.sites) | {"given": injection.given}
 
 
 def describe_sites(name: str, sites: Sequence[Site]) -> dict[str, Any]:
@@ -220,11 +245,21 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: H
     Raises:
         CheckpointError: the folder does not exist or cannot be written; an older file is untouched.
     """
-    path = Path(path)
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = header.to_metadata()
-    content = to_bytes(on_cpu, metadata | {"sha256": _digest(on_cpu, metadata)})
+    replace_file(path, to_bytes(on_cpu, metadata | {"sha256": _digest(on_cpu, metadata)}))
+
+
+def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Put `content` at `path` in one step: whoever looks finds the older file or the newer one, whole.
+
+    Raises:
+        CheckpointError: the folder does not exist or cannot be written.
+    """
+    path = Path(path).resolve()  # through a link, to what it points to
     try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             try:
                 file.write(content)
@@ -247,6 +282,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Header]:
         CheckpointError: the file is missing, not one of rein's, newer than this rein, truncated or altered.
     """
     try:
+        if Path(path).is_dir():
+            raise IsADirectoryError(21, "it is a folder")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
@@ -268,6 +305,11 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Header]:
         return tensors, Header.from_metadata(metadata)
     except (InputError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has a header that this rein {__version__} cannot read: {error}") from error
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    """Whether `value` is a list of at least one `kind`, as JSON gives it."""
+    return isinstance(value, list) and bool(value) and all(type(entry) is kind for entry in value)
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from rein import checkpoint
 from rein._version import __version__
@@ -26,8 +27,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """One line for a bad option, as for every other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="rein",
         description="Turn a frozen vision transformer into a domain-general dense predictor by training about 1 % of it.",
     )
@@ -44,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Fit a head and an adapter on ONE source domain and report the mIoU on every other, for the frozen backbone with "
         "a head only, for Rein, and with --full for full fine-tuning. Without --data, street scenes are generated: clear day is the "
         "source, fog, night, rain and snow are never shown in training. Writes results.json, adapter.safetensors and panel.png.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Defaults,
     )
     _add_demo_options(demo)
     demo.set_defaults(run=_demo)
@@ -53,23 +68,32 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_demo_options(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER", help="where the results go")
-    demo.add_argument("--backbone", default="vit_tiny_patch16_224", metavar="NAME", help="any timm model that rein knows")
+    demo.add_argument(
+        "--backbone",
+        default="vit_tiny_patch16_224",
+        metavar="NAME",
+        help="a columnar transformer of timm: ViT, DINOv2, EVA02, ...",
+    )
     demo.add_argument("--pretrained", action="store_true", help="use timm's weights, where the hub can be reached")
     demo.add_argument("--patch-size", type=_positive, metavar="P", help="build the backbone with this patch size, in pixels")
     demo.add_argument("--full", action="store_true", help="also fine-tune the whole backbone, at a tenth of the rate")
     demo.add_argument("--steps", type=_positive, default=250, metavar="N", help="optimizer steps per method")
-    demo.add_argument("--batch-size", type=_positive, default=4, metavar="N", help="images per step")
+    demo.add_argument("--batch-size", type=_batch, default=4, metavar="N", help="images per step")
     demo.add_argument("--lr", type=_rate, default=1e-3, metavar="RATE", help="learning rate of head and adapter")
-    demo.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the weights, the scenes and the data order")
-    demo.add_argument("--scenes", type=_positive, default=160, metavar="N", help="generated scenes to fit on")
-    real = demo.add_argument_group("your own images")
+    demo.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the weights, the scenes and the data order")
+    demo.add_argument("--scenes", type=_positive, metavar="N", help="generated scenes to fit on (default: 160)")
+    real = demo.add_argument_group(
+        "your own images",
+        'FOLDER/index.json may hold {"classes": ["road", ...], "palette": [[128, 64, 128], ...], "ignore_label_on_disk": 11}; '
+        "label 255 never counts.",
+    )
     real.add_argument("--data", type=Path, metavar="FOLDER", help="holds <domain>/images/* and <domain>/labels/*.png")
     real.add_argument("--source", metavar="NAME", help="the domain to fit on; the others are judged on")
     real.add_argument("--classes", type=_names, metavar="A,B,...", help="class names, where FOLDER has no index.json")
     real.add_argument(
         "--ignore-label", type=_natural, action="append", metavar="N", help="a label that counts for nothing, besides 255"
     )
-    real.add_argument("--crop", type=_positive, default=256, metavar="PIXELS", help="side of the training crops")
+    real.add_argument("--crop", type=_crop, metavar="PIXELS", help="side of the training crops (default: 256)")
     real.add_argument("--limit", type=_positive, metavar="N", help="judge on at most so many images of each domain")
 
 
@@ -84,17 +108,19 @@ def _demo(options: argparse.Namespace) -> int:
     from rein.dgss.training import Schedule
 
     if options.data is None:
-        given = [name for name in ("source", "classes", "ignore_label", "limit") if getattr(options, name) is not None]
+        given = [name for name in ("source", "classes", "ignore_label", "crop", "limit") if getattr(options, name) is not None]
         if given:
             raise InputError(f"--{given[0].replace('_', '-')} belongs to --data FOLDER, which was not given.")
-        domains, crop = demo.generated_domains((128, 256), options.seed, options.scenes), None
+        domains, crop = demo.generated_domains((128, 256), options.seed, options.scenes or 160), None
     else:
+        if options.scenes is not None:
+            raise InputError("--scenes belongs to the generated streets; with --data it means nothing.")
         if options.source is None:
             raise InputError(f"--source is missing: which of {', '.join(data.find_domains(options.data))} shall it fit on?")
         data.find_domains(options.data)
         space = data.label_space(options.data, options.classes, options.ignore_label or ())
         domains = demo.folder_domains(options.data, options.source, space, options.limit)
-        crop = options.crop
+        crop = options.crop or 256
     schedule = Schedule(options.steps, options.batch_size, options.lr, crop=crop, seed=options.seed)
     settings = demo.Options(options.out, options.backbone, options.pretrained, options.patch_size, options.full, schedule)
     try:
@@ -117,9 +143,21 @@ def _natural(text: str) -> int:
     return _number(text, 0)
 
 
-def _number(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+def _batch(text: str) -> int:
+    return _number(text, 1, 4096)
+
+
+def _crop(text: str) -> int:
+    return _number(text, 16, 8192)
+
+
+def _seed(text: str) -> int:
+    return _number(text, 0, 1_000_000)
+
+
+def _number(text: str, least: int, most: int = 10**9) -> int:
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
     return int(text)
 
 
@@ -128,13 +166,13 @@ def _rate(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 100")
     return value
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    return [name.strip() for name in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from rein import backbones
 from rein.adapter import ReinAdapter, StagewiseAdapter, build_adapter
 from rein.backbones import Site
 from rein.config import ReinConfig
-from rein.errors import WrapError
+from rein.errors import InputError, WrapError
 from rein.modes import modes_restored
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -37,6 +38,9 @@ class BlockHook:
         self.adapter, self.layer, self.site = adapter, layer, site
         self.enabled = True
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "enabled": True}  # a copy made inside `disabled` has nobody to enable it again
+
     def __call__(self, block: nn.Module, args: Any, output: Any) -> Any:
         """The block's output, refined."""
         if not self.enabled:
@@ -53,21 +57,24 @@ class Injection(nn.Module):
     Attributes:
         sites: where the adapter acts, in the order of its layers.
         hooks: one per site.
+        given: facts that the user gave and that were not measured.
     """
 
-    def __init__(self, model: nn.Module, adapter: Adapter, sites: Sequence[Site]) -> None:
+    def __init__(self, model: nn.Module, adapter: Adapter, sites: Sequence[Site], given: dict[str, Any]) -> None:
         super().__init__()
-        self.sites = tuple(sites)
+        self.sites, self.given = tuple(sites), given
         self.hooks = tuple(BlockHook(adapter, layer, site) for layer, site in enumerate(sites))
-        # Held in tuples, which nn.Module does not register. The handles must be kept: unpickled in a fresh process, they keep
-        # torch from giving their numbers to hooks that are added there.
-        self._handles = tuple(
-            model.get_submodule(site.path).register_forward_hook(hook) for site, hook in zip(sites, self.hooks, strict=True)
-        )
-        self._requires_grad = tuple((parameter, parameter.requires_grad) for parameter in model.parameters())
+        # Modules are held in tuples, which nn.Module does not register. The handles must be kept: unpickled in a fresh process,
+        # they keep torch from giving their numbers to hooks that are added there.
+        self._handles: tuple[RemovableHandle, ...] = ()
+        self._requires_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         self._modes = tuple((module, module.training) for module in model.modules())
-        for parameter, _ in self._requires_grad:
-            parameter.requires_grad_(False)
+
+    def apply_to(self, model: nn.Module) -> None:
+        """Add the hooks and freeze; `undo` is the way back."""
+        for site, hook in zip(self.sites, self.hooks, strict=True):
+            self._handles += (model.get_submodule(site.path).register_forward_hook(hook),)
+        model.requires_grad_(False)
         self.freeze_modes()
 
     def freeze_modes(self) -> None:
@@ -82,12 +89,13 @@ class Injection(nn.Module):
         self.freeze_modes()
         return self
 
-    def undo(self) -> None:
+    def undo(self, model: nn.Module) -> None:
         """Remove the hooks and give back every `requires_grad` and mode as found."""
         for handle in self._handles:
             handle.remove()
-        for parameter, requires_grad in self._requires_grad:
-            parameter.requires_grad_(requires_grad)
+        for name, parameter in model.named_parameters():  # by name: conversions may have put other objects in their places
+            if name in self._requires_grad:
+                parameter.requires_grad_(self._requires_grad[name])
         for module, training in self._modes:
             module.training = training
 
@@ -102,7 +110,8 @@ def wrap(
     """Freeze `model` and let an adapter refine the output of each of its blocks, in place.
 
     Afterwards only `model.rein`, a `ReinAdapter`, trains, and `model.train()` leaves the frozen part deterministic: no dropout, no
-    drop path, normalisation statistics untouched. Layers that are attached later, or unfrozen, train as usual. The adapter is
+    drop path, normalisation statistics untouched. Layers that are attached later, or unfrozen, train as usual, but dropout and drop
+    path that were there stay off. The adapter is
     initialised from torch's global random state, on the blocks' device, in float32 (float64 in a float64 model).
 
     Wrap before `torch.compile`. Of the two kinds of gradient checkpointing only the non-reentrant one, timm's default, gives an
@@ -119,8 +128,15 @@ def wrap(
 
     Raises:
         UnsupportedBackboneError: a fact about the backbone is missing; the message says how to give it.
-        WrapError: the model is wrapped already, or compiled. The model is left as it was.
+        WrapError: the model is wrapped already, or compiled, or this is inference mode.
+        InputError: an argument of the wrong type. In every case the model is left as it was.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"rein.wrap wants a torch.nn.Module; got {type(model).__name__}.")
+    if not isinstance(config, ReinConfig | None):
+        raise InputError(f"config is {config!r}; it must be a rein.ReinConfig.")
+    if torch.is_inference_mode_enabled():
+        raise WrapError("an adapter that is made inside torch.inference_mode() could not be trained; call rein.wrap outside.")
     _refuse_wrapped(model)
     _refuse_compiled(model)
     sites = backbones.find_sites(model, blocks, num_prefix_tokens)
@@ -128,10 +144,19 @@ def wrap(
     reference = next(chain(block.parameters(), model.parameters()), torch.empty(0))
     adapter = build_adapter([site.width for site in sites], config or ReinConfig(), patch_size=backbones.patch_size(model)[0])
     adapter.to(reference.device, torch.float64 if reference.dtype == torch.float64 else torch.float32)
-    injection = Injection(model, adapter, sites)
+    given = {} if num_prefix_tokens is None else {"num_prefix_tokens": num_prefix_tokens}
+    injection = Injection(model, adapter, sites, given)
     adapter.train(model.training)
-    setattr(model, ADAPTER, adapter)
-    setattr(model, INJECTION, injection)
+    try:
+        injection.apply_to(model)
+        setattr(model, ADAPTER, adapter)
+        setattr(model, INJECTION, injection)
+    except BaseException:  # Ctrl-C included
+        injection.undo(model)
+        for name in (ADAPTER, INJECTION):
+            if hasattr(model, name):
+                delattr(model, name)
+        raise
     return model
 
 
@@ -142,9 +167,12 @@ def unwrap(model: Model) -> Model:
         `model` itself. Keep `model.rein`, or save it, before if it is still wanted.
 
     Raises:
-        WrapError: the model is not wrapped.
+        WrapError: the model is not wrapped, or this is called inside `disabled`.
     """
-    injection_of(model).undo()
+    injection = injection_of(model)
+    if not all(hook.enabled for hook in injection.hooks):
+        raise WrapError("rein.unwrap was called inside rein.disabled; leave that first.")
+    injection.undo(model)
     delattr(model, ADAPTER)
     delattr(model, INJECTION)
     return model
@@ -152,7 +180,7 @@ def unwrap(model: Model) -> Model:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Inside, the model gives the bare backbone's outputs, bit for bit. May be nested.
+    """Inside, the model gives the bare backbone's outputs, bit for bit, in every thread. May be nested.
 
     On leaving, every `requires_grad` and mode is again as it was on entering.
 
@@ -183,11 +211,13 @@ def injection_of(model: nn.Module) -> Injection:
     """
     injection = getattr(model, INJECTION, None)
     if not isinstance(injection, Injection):
+        if is_wrapped(getattr(model, "backbone", model)):
+            raise WrapError(f"this {type(model).__name__} is not wrapped, its backbone is: pass its .backbone.")
         raise WrapError(f"this {type(model).__name__} is not wrapped; call rein.wrap(model) first.")
     return injection
 
 
-def is_wrapped(model: nn.Module) -> bool:
+def is_wrapped(model: Any) -> bool:
     """Whether `wrap` was called on this very module."""
     return isinstance(getattr(model, INJECTION, None), Injection)
 

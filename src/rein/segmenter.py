@@ -37,15 +37,8 @@ class Segmenter(nn.Module):
 
     def __init__(self, backbone: nn.Module, head: Head, indices: Sequence[int] | None = None) -> None:
         super().__init__()
-        depth, wanted = backbones.num_blocks(backbone), len(head.in_channels)
-        self.indices = tuple(default_indices(depth, wanted) if indices is None else indices)
-        if (
-            len(self.indices) != wanted
-            or sorted(set(self.indices)) != list(self.indices)
-            or not 0 <= self.indices[0] <= self.indices[-1] < depth
-        ):
-            raise InputError(f"indices {list(self.indices)} must be {wanted} different blocks below {depth}, in order.")
-        if head.uses_queries and not (is_wrapped(backbone) and getattr(backbone, ADAPTER).config.query_dim):
+        self.indices = check_indices(backbones.num_blocks(backbone), len(head.in_channels), indices)
+        if head.uses_queries and not _has_queries(backbone):
             raise InputError(f"{type(head).__name__} uses queries; wrap the backbone with ReinConfig(query_dim=...) first.")
         self.backbone, self.head = backbone, head
 
@@ -63,15 +56,15 @@ class Segmenter(nn.Module):
         windows of that size cover them, by a third overlapping.
 
         Args:
-            images: (B, 3, H, W), normalised as the backbone wants it.
+            images: (B, 3, H, W), normalised as the backbone wants it; cast to the backbone's dtype.
 
         Returns:
-            (B, K, H, W), float32 unless the model runs in float64.
+            (B, K, H, W), float32 unless the head runs in float64.
 
         Raises:
             InputError: not (B, C, H, W) with the backbone's channels, or empty.
         """
-        fixed = self._check(images).fixed_size
+        fixed = self._check(images).covered
         if fixed is not None and _exceeds(images, fixed):
             return self._slide(images, fixed, _two_thirds(fixed))
         return self._whole(images)
@@ -86,7 +79,7 @@ class Segmenter(nn.Module):
         Raises:
             InputError: sizes that differ, labels that are no integers or out of range, images that exceed a fixed size.
         """
-        fixed = self._check(images).fixed_size
+        fixed = self._check(images).covered
         _check_labels(images, labels, self.head.num_classes)
         if fixed is not None and _exceeds(images, fixed):
             raise InputError(
@@ -94,8 +87,12 @@ class Segmenter(nn.Module):
                 "that size, or create the backbone with dynamic_img_size=True or another img_size."
             )
         maps, queries, (height, width) = self._features(images)
-        labels = F.pad(labels, (0, width - labels.shape[-1], 0, height - labels.shape[-2]), value=IGNORE_LABEL)
-        return self.head.loss(maps, labels, queries)
+        labels = F.pad(labels.long(), (0, width - labels.shape[-1], 0, height - labels.shape[-2]), value=IGNORE_LABEL)
+        loss = self.head.loss(maps, labels, queries)
+        if queries is None and _has_queries(self.backbone):
+            # a zero, so that the parameters of queries that this head does not use have gradients, as DDP wants of all
+            loss = loss + 0 * getattr(self.backbone, ADAPTER).queries().sum()
+        return loss
 
     @torch.no_grad()
     def predict(
@@ -132,8 +129,14 @@ class Segmenter(nn.Module):
 
         Raises:
             CheckpointError: the file cannot be written.
-            InputError: the head is not one of `rein.heads`, and so could not be built again.
+            InputError: the head is not one of `rein.heads`, and so could not be built again; or the backbone itself trains, whose
+                weights would be lost.
         """
+        if not is_wrapped(self.backbone) and any(parameter.requires_grad for parameter in self.backbone.parameters()):
+            raise InputError(
+                "the backbone is bare and trains, and a segmenter's file leaves its weights out: save segmenter.state_dict() "
+                "instead, or freeze the backbone with backbone.requires_grad_(False) if it was not trained."
+            )
         name = type(self.head).__name__
         if getattr(heads, name, None) is not type(self.head):
             raise InputError(f"{name} is not one of rein.heads; save its state_dict beside rein.save(model.backbone, path).")
@@ -165,6 +168,10 @@ class Segmenter(nn.Module):
         if header.kind != "segmenter" or header.head is None:
             raise CheckpointError(f"{path} holds an adapter alone; read it with rein.load.")
         head = _build_head(header.head, path)
+        try:
+            indices = check_indices(backbones.num_blocks(backbone), len(head.in_channels), header.head["indices"])
+        except InputError as error:
+            raise CheckpointError(f"{path} does not fit this {backbones.architecture(backbone)}: {error}") from error
         parts: dict[str, dict[str, Tensor]] = {"head": {}, ADAPTER: {}}
         for key, value in tensors.items():
             prefix, _, name = key.partition(".")
@@ -172,17 +179,23 @@ class Segmenter(nn.Module):
                 raise CheckpointError(f"{path} has a tensor {key!r} that belongs neither to a head nor to an adapter.")
             parts[prefix][name] = value
         checkpoint.match_tensors(head, parts["head"], path)
-        reference = next(backbone.parameters())
         head.load_state_dict(parts["head"])
-        head.to(reference.device)
+        reference = next(backbone.parameters())
+        head.to(reference.device, torch.float64 if reference.dtype == torch.float64 else torch.float32)
         if header.config is not None:
             checkpoint.load_adapter(backbone, parts[ADAPTER], header, path, strict=strict)
+        elif is_wrapped(backbone):
+            raise CheckpointError(
+                f"{path} has a head over a bare backbone, this one is wrapped; call rein.unwrap(backbone) first."
+            )
         elif strict:
             checkpoint.check_architecture(backbone, header, path)
-        return cls(backbone, head, header.head["indices"])
+        return cls(backbone, head, indices)
 
     def _check(self, images: Tensor) -> backbones.InputSpec:
         spec = backbones.input_spec(self.backbone)
+        if not isinstance(images, Tensor):
+            raise InputError(f"images must be a tensor (B, {spec.channels}, H, W); got {type(images).__name__}.")
         if images.ndim != 4 or images.shape[1] != spec.channels or 0 in images.shape or not images.is_floating_point():
             raise InputError(
                 f"images must be floating point (B, {spec.channels}, H, W); got {images.dtype} of shape {tuple(images.shape)}."
@@ -190,14 +203,14 @@ class Segmenter(nn.Module):
         return spec
 
     def _features(self, images: Tensor) -> tuple[list[Tensor], Tensor | None, Size]:
-        """Maps, queries, and the padded (height, width) that the maps cover."""
+        """Maps and queries in the head's dtype, and the (height, width) of the padded image that the maps cover."""
         spec = backbones.input_spec(self.backbone)
         height, width = images.shape[-2:]
-        target = spec.fixed_size or (_round_up(height, spec.multiple[0]), _round_up(width, spec.multiple[1]))
-        images = F.pad(images, (0, target[1] - width, 0, target[0] - height))
-        maps = backbones.feature_maps(self.backbone, images, self.indices)
-        queries = getattr(self.backbone, ADAPTER).queries() if self.head.uses_queries else None
-        return maps, queries, target
+        padded = spec.fixed_size or (_round_up(height, spec.multiple[0]), _round_up(width, spec.multiple[1]))
+        images = F.pad(images, (0, padded[1] - width, 0, padded[0] - height)).to(_dtype(self.backbone))
+        maps = [m.to(_dtype(self.head)) for m in backbones.feature_maps(self.backbone, images, self.indices)]
+        queries = getattr(self.backbone, ADAPTER).queries().to(_dtype(self.head)) if self.head.uses_queries else None
+        return maps, queries, spec.covered or padded
 
     def _whole(self, images: Tensor) -> Tensor:
         maps, queries, target = self._features(images)
@@ -225,7 +238,33 @@ class Segmenter(nn.Module):
 def default_indices(depth: int, num_maps: int) -> list[int]:
     """The blocks, from 0, whose outputs become maps; for four maps the paper's depth x {1/3, 1/2, 2/3, 1}."""
     fractions = (1 / 3, 1 / 2, 2 / 3, 1) if num_maps == 4 else [(i + 1) / num_maps for i in range(num_maps)]
-    return [max(1, round(depth * fraction)) - 1 for fraction in fractions]
+    chosen: list[int] = []
+    for fraction in fractions:
+        chosen.append(max(round(depth * fraction) - 1, chosen[-1] + 1 if chosen else 0))
+    return chosen
+
+
+def check_indices(depth: int, num_maps: int, indices: Sequence[int] | None) -> tuple[int, ...]:
+    """The indices, or the default ones; InputError unless they are `num_maps` different blocks below `depth`, in order."""
+    if indices is None:
+        if depth < num_maps:
+            raise InputError(f"the head wants {num_maps} maps, the backbone has {depth} blocks; use a head for fewer maps.")
+        indices = default_indices(depth, num_maps)
+    wanted = f"{num_maps} different blocks below {depth}, in order"
+    if not isinstance(indices, Sequence) or any(type(index) is not int for index in indices):
+        raise InputError(f"indices {indices!r} must be a list of whole numbers: {wanted}.")
+    ordered = list(indices) == sorted(set(indices))
+    if len(indices) != num_maps or not ordered or not 0 <= indices[0] <= indices[-1] < depth:
+        raise InputError(f"indices {list(indices)} must be {wanted}.")
+    return tuple(indices)
+
+
+def _has_queries(backbone: nn.Module) -> bool:
+    return is_wrapped(backbone) and getattr(backbone, ADAPTER).config.query_dim is not None
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _windows(length: int, window: int, stride: int) -> list[slice]:
@@ -248,7 +287,10 @@ def _round_up(length: int, multiple: int) -> int:
 
 
 def _pair(value: int | Size) -> Size:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+    pair = (value, value) if isinstance(value, int) else value
+    if not isinstance(pair, Sequence) or len(pair) != 2 or any(type(side) is not int for side in pair):
+        raise InputError(f"window and stride are whole numbers of pixels, or (height, width); got {value!r}.")
+    return pair[0], pair[1]
 
 
 def _check_labels(images: Tensor, labels: Tensor, num_classes: int) -> None:
@@ -258,6 +300,7 @@ def _check_labels(images: Tensor, labels: Tensor, num_classes: int) -> None:
             f"labels must be integers of shape {wanted}, as the images; got {labels.dtype} of shape {tuple(labels.shape)}."
         )
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # on a GPU looking would wait for the device
+        labels = labels.long()
         wrong = labels[(labels != IGNORE_LABEL) & ((labels < 0) | (labels >= num_classes))]
         if len(wrong):
             got = wrong.unique().tolist()[:8]

@@ -33,6 +33,9 @@ def test_a_folder_gives_images_and_labels_with_255_for_nothing(root):
 
 def test_domains_are_found_and_named(root):
     (root / "notes").mkdir()
+    (root / ".trash" / "images").mkdir(parents=True)
+    (root / "day" / "images" / "._000.jpg").write_bytes(b"left by a file manager")
+    assert len(Folder(root / "day", space_of(root))) == 4
     assert find_domains(root) == ["day", "dusk"]
 
 
@@ -111,9 +114,27 @@ def no_images(root):
     return "day/images has no images"
 
 
-@pytest.mark.parametrize(
-    "spoil", [drop_label, label_out_of_range, other_size, coloured_label, broken_image, truncated_label, no_images]
-)
+def deep_image(root):
+    (root / "day" / "images" / "001.jpg").unlink()
+    Image.fromarray(np.zeros((32, 48), np.uint16)).save(root / "day" / "images" / "001.png")
+    return "001.png is a picture of mode I;16; images must have 8 bits per channel"
+
+
+def thin_pair(root):
+    Image.new("RGB", (400, 20)).save(root / "day" / "images" / "001.jpg")
+    Image.new("L", (400, 20)).save(root / "day" / "labels" / "001.png")
+    return "001.jpg is 400 x 20 pixels; wanted at least 16 each way, and sides of at most 8 to 1"
+
+
+def two_of_a_name(root):
+    Image.new("RGB", (48, 32)).save(root / "day" / "images" / "001.png")
+    return "more than one image called '001'"
+
+
+SPOILED = [drop_label, label_out_of_range, other_size, coloured_label, broken_image, truncated_label, no_images]
+
+
+@pytest.mark.parametrize("spoil", [*SPOILED, deep_image, thin_pair, two_of_a_name])
 def test_a_bad_folder_is_refused_and_the_file_named(root, spoil):
     message = spoil(root)
     with pytest.raises(InputError, match=message):
@@ -127,12 +148,20 @@ def test_a_bad_root_or_index_is_refused(root, tmp_path):
         find_domains(root / "day" / "images")
     with pytest.raises(InputError, match="images is not a folder"):
         Folder(root / "night", space_of(root))
-    (root / "index.json").write_text("{not json")
-    with pytest.raises(InputError, match=r"index.json cannot be read"):
-        label_space(root)
-    (root / "index.json").write_text(json.dumps({"classes": ["a"], "palette": [["red"]]}))
-    with pytest.raises(InputError, match=r"is not a list of \[red, green, blue\]"):
-        label_space(root)
+    for content, message in (
+        ("{not json", "index.json cannot be read"),
+        ("[]", "must be an object with a list 'classes'"),
+        ('{"classes": 5}', "class names are not known"),
+        ('{"classes": "road"}', "class names are not known"),
+        ('{"classes": ["a", "a"]}', "class names must differ"),
+        ('{"classes": ["a"], "palette": [["red"]]}', r"is not a list of \[red, green, blue\] from 0 to 255"),
+        ('{"classes": ["a"], "palette": [[300, 0, 0]]}', r"is not a list of \[red, green, blue\] from 0 to 255"),
+        ('{"classes": ["a"], "ignore_label_on_disk": "x"}', "wanted whole numbers from 0 to 65535"),
+        ('{"classes": ["a"], "ignore_label_on_disk": [null]}', "wanted whole numbers from 0 to 65535"),
+    ):
+        (root / "index.json").write_text(content)
+        with pytest.raises(InputError, match=message):
+            label_space(root)
     (root / "index.json").unlink()
     with pytest.raises(InputError, match=r"class names are not known: give --classes"):
         label_space(root)

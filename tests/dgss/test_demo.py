@@ -34,8 +34,9 @@ def test_the_generated_demo_compares_all_methods_and_leaves_its_files(tmp_path):
     results = demo.run(domains, options, said.append)
     assert [result.method for result in results] == ["frozen", "rein", "full"]
     frozen, with_rein, full = results
-    assert with_rein.trainable_parameters == frozen.trainable_parameters + with_rein.adapter_parameters
-    assert full.trainable_parameters == full.total_parameters
+    assert frozen.tuned_parameters == 0
+    assert full.tuned_parameters == full.backbone_parameters == frozen.backbone_parameters == with_rein.backbone_parameters
+    assert frozen.head_parameters == with_rein.head_parameters == full.head_parameters
     content = json.loads((out / "results.json").read_text())
     assert content["targets"] == ["fog", "night", "rain", "snow"]
     for stored, result in zip(content["results"], results, strict=True):
@@ -43,13 +44,13 @@ def test_the_generated_demo_compares_all_methods_and_leaves_its_files(tmp_path):
         assert set(result.miou) == {"day", "fog", "night", "rain", "snow"}
         assert all(0 <= value <= 1 for value in result.miou.values())
         assert stored["mean_miou_of_unseen"] == pytest.approx(np.mean([result.miou[d] for d in content["targets"]]))
-        seen = [value for value in result.iou["fog"].values() if value is not None]
+        seen = [value for value in stored["iou"]["fog"].values() if value is not None]
         assert result.miou["fog"] == pytest.approx(np.mean(seen))
     with Image.open(out / "panel.png") as picture:
         assert picture.width > 5 * 300
     text = demo.table(domains, results)
-    assert text.splitlines()[0].split()[:5] == ["method", "trainable", "of", "all", "day*"]
-    assert f"{with_rein.trainable_parameters:,}" in text
+    assert text.splitlines()[0].split()[:7] == ["method", "head", "tuned", "in", "backbone", "%", "day*"]
+    assert f"{with_rein.tuned_parameters:,}" in text
     assert len(said) == 1
     assert "RANDOM weights" in said[0]
     assert content["weights"] == "random"
@@ -57,7 +58,7 @@ def test_the_generated_demo_compares_all_methods_and_leaves_its_files(tmp_path):
     vit = timm.create_model("test_vit", num_classes=0, dynamic_img_size=True, patch_size=8)
     torch.manual_seed(options.schedule.seed)
     rein.load(vit, out / "adapter.safetensors")
-    assert rein.summary(vit).adapter_parameters == with_rein.adapter_parameters
+    assert rein.summary(vit).adapter_parameters == with_rein.tuned_parameters
     for method in ("frozen", "rein"):
         rein.Segmenter.load(out / "states" / f"{method}.safetensors", demo.make_backbone("test_vit", False, 8)[0])
 
@@ -118,7 +119,7 @@ def test_the_command_runs_on_a_folder_and_prints_the_table(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert code == 0
     header = next(line for line in printed.splitlines() if line.startswith("method"))
-    assert header.split() == ["method", "trainable", "of", "all", "dusk", "night", "mean", "of", "unseen"]
+    assert header.split() == ["method", "head", *["tuned", "in", "backbone"], "%", "dusk", "night", *["mean", "of", "unseen"]]
     assert "fitted on 'day' only" in printed
     assert (out / "adapter.safetensors").stat().st_size < 2e6
     content = json.loads((out / "results.json").read_text())
@@ -153,7 +154,7 @@ def test_pretrained_weights_that_cannot_be_had_are_replaced_with_one_clear_line(
     assert model.num_features == 64
     assert len(said) == 1
     assert not constants.HF_HUB_OFFLINE
-    assert "test_vit cannot be downloaded (ConnectionError: no route to the hub...); using RANDOM weights instead" in said[0]
+    assert "test_vit cannot be downloaded (ConnectionError: no route to the hub); using RANDOM weights instead" in said[0]
 
 
 def test_pretrained_weights_are_used_where_they_can_be_had(monkeypatch):
@@ -188,6 +189,34 @@ BAD = {
         lambda root: ["demo", "--backbone", "resnet18", "--data", f"{root}", "--source", "day"],
         "where the blocks of ResNet are is not known",
     ),
+    "an unknown tag": (lambda root: ["demo", "--backbone", "test_vit.foo", "--scenes", "1"], "Invalid pretrained tag (foo)"),
+    "scenes and data": (lambda root: ["demo", "--scenes", "3", "--data", f"{root}", "--source", "day"], "--scenes belongs to"),
+    "an empty class name": (
+        lambda root: ["demo", "--data", f"{root}", "--source", "day", "--classes", ","],
+        "class names must differ and must not be empty",
+    ),
+    "a folder where a result belongs": (
+        lambda root: ["demo", "--data", f"{root}", "--source", "day", "--out", f"{root}", *SMALL],
+        "results.json is a folder; choose another --out",
+    ),
+    "a learning rate that explodes": (
+        lambda root: [
+            "demo",
+            "--data",
+            f"{root}",
+            "--source",
+            "day",
+            "--crop",
+            "32",
+            "--lr",
+            "100",
+            "--out",
+            f"{root}/out",
+            *SMALL,
+        ],
+        "train with a smaller learning rate",
+    ),
+    "a file that is a folder": (lambda root: ["info", f"{root}"], "it is a folder"),
     "a file that is no adapter": (lambda root: ["info", f"{root}/index.json"], "index.json is not a complete safetensors file"),
     "a file that is missing": (lambda root: ["info", f"{root}/a.safetensors"], "cannot read"),
     "an output that is a file": (
@@ -200,7 +229,10 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_gets_one_line_and_exit_code_two(tmp_path, capsys, case):
     arguments, message = BAD[case]
-    code = main(arguments(make_folder(tmp_path / "data")))
+    root = make_folder(tmp_path / "data")
+    if case == "a folder where a result belongs":
+        (root / "results.json").mkdir()
+    code = main(arguments(root))
     captured = capsys.readouterr()
     assert code == 2
     assert captured.err.startswith("rein: ")
@@ -209,12 +241,23 @@ def test_bad_input_gets_one_line_and_exit_code_two(tmp_path, capsys, case):
     assert "Traceback" not in captured.err
 
 
-@pytest.mark.parametrize("option", [["--steps", "0"], ["--lr", "fast"], ["--seed", "-1"], ["--limit", "2.5"], ["--frobnicate"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--steps", "0"],
+        ["--lr", "fast"],
+        ["--lr", "1e9"],
+        ["--seed", "-1"],
+        ["--seed", "9" * 12],
+        ["--limit", "2.5"],
+        ["--frobnicate"],
+    ],
+)
 def test_bad_options_exit_with_two(option, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["demo", *option])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("rein")
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_too_few_domains_or_images_are_refused(tmp_path, capsys):
@@ -263,6 +306,17 @@ def test_the_message_after_ctrl_c_names_the_file(tmp_path, monkeypatch):
         demo.run(domains, demo.Options(tmp_path, "test_vit"))
     assert "frozen is finished" in str(caught.value)
     rein.Segmenter.load(tmp_path / "states" / "rein.safetensors", demo.make_backbone("test_vit", False, None)[0])
+
+
+def test_a_target_without_labels_is_a_dash_and_null(tmp_path):
+    root = make_folder(tmp_path / "data", ("day", "dusk", "void"))
+    for path in (root / "void" / "labels").iterdir():
+        Image.fromarray(np.full((32, 48), 255, np.uint8)).save(path)
+    arguments = ["--source", "day", "--crop", "32", "--out", str(tmp_path / "out"), *SMALL]
+    assert main(["demo", "--data", str(root), *arguments]) == 0
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())["results"][0]
+    assert stored["miou"]["void"] is None
+    assert stored["mean_miou_of_unseen"] == stored["miou"]["dusk"]
 
 
 def test_the_panel_shows_errors_only_where_the_truth_is_known():

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -22,6 +23,7 @@ from rein.dgss.classes import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, IGNORE_LAB
 from rein.errors import InputError
 
 Sample = tuple[Tensor, Tensor]
+_EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -42,6 +44,8 @@ class LabelSpace:
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= IGNORE_LABEL:
             raise InputError(f"{len(self.names)} class names were given; there must be 1 to {IGNORE_LABEL}.")
+        if len(set(self.names)) < len(self.names) or not all(self.names):
+            raise InputError(f"class names must differ and must not be empty; got {', '.join(map(repr, self.names))}.")
         if len(self.palette) < len(self.names):
             raise InputError(f"the palette has {len(self.palette)} colours for {len(self.names)} classes.")
 
@@ -79,7 +83,8 @@ class Scenes(Dataset[Sample]):
 class Folder(Dataset[Sample]):
     """One domain on disk: `root/images/*` and, for each image, `root/labels/<same name>.png`.
 
-    Labels are single-channel PNG files whose pixels are class numbers. Every file is opened once when the data set is made, so
+    Images have 8 bits per channel and are taken as stored: a rotation in their EXIF data is not applied. Hidden files are passed
+    over. Labels are single-channel PNG files whose pixels are class numbers. Every file is opened once when the data set is made, so
     that a bad one is found before hours of training and not after.
 
     Args:
@@ -106,7 +111,14 @@ class Folder(Dataset[Sample]):
         return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(self._read_label(label))
 
     def _check(self, image: Path, label: Path) -> None:
-        size, labels = _open(image).size, self._read_label(label)
+        opened, labels = _open(image), self._read_label(label)
+        size = opened.size
+        if opened.mode not in _EIGHT_BIT:
+            raise InputError(f"{image} is a picture of mode {opened.mode}; images must have 8 bits per channel.")
+        if min(size) < 16 or max(size) > 8 * min(size):
+            raise InputError(
+                f"{image} is {size[0]} x {size[1]} pixels; wanted at least 16 each way, and sides of at most 8 to 1."
+            )
         if size != labels.shape[::-1]:
             raise InputError(
                 f"{image} is {size[0]} x {size[1]} pixels, its label {label} is {labels.shape[1]} x {labels.shape[0]}; "
@@ -136,7 +148,7 @@ def find_domains(root: Path) -> list[str]:
     """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; --data wants one with <domain>/images/* and <domain>/labels/*.png inside.")
-    domains = sorted(entry.name for entry in root.iterdir() if (entry / "images").is_dir())
+    domains = sorted(entry.name for entry in root.iterdir() if (entry / "images").is_dir() and not entry.name.startswith("."))
     if not domains:
         raise InputError(f"{root} has no domains; wanted <domain>/images/* and <domain>/labels/*.png in it.")
     return domains
@@ -156,23 +168,32 @@ def label_space(root: Path, names: Sequence[str] | None = None, ignored: Sequenc
     if path.exists():
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
-            index = {key: index.get(key) for key in ("classes", "palette", "ignore_label_on_disk")}
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
-    names = names or index.get("classes")
-    if not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"the class names are not known: give --classes road,car,... or a list 'classes' in {path}.")
-    from_index = index.get("ignore_label_on_disk")
-    if not ignored and from_index is not None:
-        ignored = from_index if isinstance(from_index, list) else [from_index]
+        if not isinstance(index, dict):
+            raise InputError(f"{path} cannot be read: it must be an object with a list 'classes'.")
+    if names is None:
+        names = index.get("classes")
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise InputError(
+                f"the class names are not known: give --classes road,car,... or a list of names 'classes' in {path}."
+            )
+    if not ignored:
+        from_index = index.get("ignore_label_on_disk")
+        ignored = from_index if isinstance(from_index, list) else [] if from_index is None else [from_index]
+    if not all(_is_number(number, 65_535) for number in ignored):
+        raise InputError(f"'ignore_label_on_disk' in {path} is {ignored}; wanted whole numbers from 0 to 65535.")
     palette = index.get("palette") or []
-    try:
-        colours = [(int(red), int(green), int(blue)) for red, green, blue in palette]
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the palette in {path} is not a list of [red, green, blue]: {error}") from error
+    colours = palette if isinstance(palette, list) else [palette]
+    if not all(isinstance(c, list) and len(c) == 3 and all(_is_number(part, 255) for part in c) for c in colours):
+        raise InputError(f"'palette' in {path} is not a list of [red, green, blue] from 0 to 255.")
     if len(colours) < len(names):
         colours = distinct_colours(len(names))
-    return LabelSpace(tuple(names), tuple(colours), tuple(int(number) for number in ignored))
+    return LabelSpace(tuple(names), tuple((red, green, blue) for red, green, blue in colours), tuple(ignored))
+
+
+def _is_number(value: Any, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
 
 
 def distinct_colours(count: int) -> list[tuple[int, int, int]]:
@@ -189,20 +210,23 @@ def _pairs(root: Path) -> list[tuple[Path, Path]]:
     folder = root / "images"
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; a domain wants images/* and labels/*.png.")
-    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
     if not images:
         raise InputError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)}).")
-    pairs = [(image, root / "labels" / f"{image.stem}.png") for image in images]
-    for image, label in pairs:
-        if not label.is_file():
-            raise InputError(f"{image} has no label; wanted {label}.")
-    return pairs
+    twice = [image.stem for image, other in pairwise(images) if image.stem == other.stem]
+    if twice:
+        raise InputError(f"{folder} has more than one image called {twice[0]!r}; they would share one label.")
+    labels = {path.stem: path for path in sorted((root / "labels").glob("*")) if path.suffix.lower() == ".png"}
+    for image in images:
+        if image.stem not in labels:
+            raise InputError(f"{image} has no label; wanted {root / 'labels' / image.stem}.png.")
+    return [(image, labels[image.stem]) for image in images]
 
 
 def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()  # the pixels stay when the file is closed
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as an image: {error}") from error
     return image

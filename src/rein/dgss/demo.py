@@ -7,6 +7,7 @@ images.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import socket
 import time
@@ -24,13 +25,15 @@ import lightning
 import numpy as np
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 import rein
 from rein import backbones, heads
+from rein.checkpoint import replace_file
 from rein.dgss import panel, scenes
 from rein.dgss.data import CITYSCAPES, Folder, LabelSpace, Sample, Scenes, find_domains
 from rein.dgss.training import BestState, Normalize, Schedule, fit, judge
@@ -80,25 +83,25 @@ class Result:
 
     Attributes:
         method: `frozen`, `rein` or `full`.
-        trainable_parameters: of head and adapter or backbone together.
-        adapter_parameters: of the adapter alone; 0 where there is none.
-        total_parameters: of the whole segmenter.
+        backbone_parameters: of the bare backbone.
+        tuned_parameters: that train besides the head: those of the adapter, or of the whole backbone.
+        head_parameters: of the head, the same for every method.
         seconds: of training.
         best_step: the step whose state was judged.
         source_validation_miou: by which that state was chosen, 0 to 1.
         miou: domain -> mean IoU, 0 to 1.
-        iou: domain -> class -> IoU, 0 to 1, None where the class does not occur.
+        iou: domain -> class -> IoU, 0 to 1, NaN where the class does not occur (null in results.json).
     """
 
     method: str
-    trainable_parameters: int
-    adapter_parameters: int
-    total_parameters: int
+    backbone_parameters: int
+    tuned_parameters: int
+    head_parameters: int
     seconds: float
     best_step: int
     source_validation_miou: float
     miou: dict[str, float]
-    iou: dict[str, dict[str, float | None]]
+    iou: dict[str, dict[str, float]]
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -195,20 +198,21 @@ def make_backbone(
             return timm.create_model(name, pretrained=pretrained, **settings)
 
     loaded = False
-    if pretrained:
-        try:
-            with _hub_asked_once():
-                model = create(True)
-            loaded = True
-        except Exception as error:  # each kind of hub failure has its own class
-            if "pretrained" in str(error):  # timm's own words for a tag or weights that do not exist
-                raise InputError(f"{name}: {error}") from error
-            reason = (str(error).splitlines() or [""])[0][:100]
-            say(
-                f"The weights of {name} cannot be downloaded ({type(error).__name__}: {reason}...); using RANDOM weights instead."
-            )
-    if not loaded:
-        model = create(False)
+    try:
+        if pretrained:
+            try:
+                with _hub_asked_once():
+                    model = create(True)
+                loaded = True
+            except Exception as error:  # each kind of hub failure has its own class
+                if "pretrained" in str(error):  # timm's own words for a tag or weights that do not exist
+                    raise
+                reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0].partition(". ")[0]
+                say(f"The weights of {name} cannot be downloaded ({reason}); using RANDOM weights instead.")
+        if not loaded:
+            model = create(False)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise InputError(f"timm cannot build {name!r} with {settings}: {error}") from error
     backbones.find_sites(model)
     return model, loaded
 
@@ -244,6 +248,10 @@ def run(domains: Domains, options: Options, say: Callable[[str], None] = print) 
     except OSError as error:
         raise InputError(f"cannot make the folder {states}: {error.strerror}.") from error
     methods = [FROZEN, REIN, *([FULL] if options.full else [])]
+    files = [options.out / name for name in ("results.json", "adapter.safetensors", "panel.png")]
+    for file in [*files, *(states / f"{method}.safetensors" for method in methods)]:
+        if file.is_dir():  # said now and not after the work
+            raise InputError(f"{file} is a folder; choose another --out.")
     torch.manual_seed(options.schedule.seed)
     backbone, loaded = make_backbone(options.backbone, options.pretrained, options.patch_size, say)
     results: list[Result] = []
@@ -257,7 +265,9 @@ def run(domains: Domains, options: Options, say: Callable[[str], None] = print) 
         results.append(result)
         examples[method] = predictions
     _write_results(domains, options, results, loaded)
-    _draw_panel(domains, results, examples).save(options.out / "panel.png")
+    picture = io.BytesIO()
+    _draw_panel(domains, results, examples).save(picture, "PNG")
+    replace_file(options.out / "panel.png", picture.getvalue())
     if not loaded:
         say(
             "The backbone has RANDOM weights: what follows shows how the comparison works, not what Rein does for a foundation model."
@@ -296,21 +306,17 @@ def _run_method(
         name: segmenter.predict(normalize(dataset[_example(dataset)][0][None].to(device))).argmax(1)[0].cpu().numpy()
         for name, dataset in domains.tests.items()
     }
-    parameters = list(segmenter.parameters())
     result = Result(
         method=method,
-        trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
-        adapter_parameters=rein.summary(backbone).adapter_parameters if method == REIN else 0,
-        total_parameters=sum(p.numel() for p in parameters),
+        backbone_parameters=sum(p.numel() for name, p in backbone.named_parameters() if not name.startswith("rein.")),
+        tuned_parameters=sum(p.numel() for p in backbone.parameters() if p.requires_grad),
+        head_parameters=sum(p.numel() for p in head.parameters()),
         seconds=seconds,
         best_step=best.step,
         source_validation_miou=best.miou or 0.0,
         miou={name: confusion.mean_iou() for name, confusion in confusions.items()},
         iou={
-            name: {
-                c: None if isnan(value) else value for c, value in zip(domains.space.names, confusion.iou().tolist(), strict=True)
-            }
-            for name, confusion in confusions.items()
+            name: dict(zip(domains.space.names, confusion.iou().tolist(), strict=True)) for name, confusion in confusions.items()
         },
     )
     return result, predictions
@@ -326,7 +332,7 @@ def _save(segmenter: Segmenter, path: Path) -> None:
 
 
 def _save_full(segmenter: Segmenter, path: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in segmenter.state_dict().items()}, path)
+    replace_file(path, to_bytes({name: tensor.cpu().contiguous() for name, tensor in segmenter.state_dict().items()}))
 
 
 def _what_is_saved(method: str, best: BestState, results: Sequence[Result]) -> str:
@@ -348,20 +354,26 @@ def _targets(domains: Domains) -> list[str]:
 
 def mean_over_targets(result: Result, domains: Domains) -> float:
     """The number that matters: mean mIoU over the domains that were never shown, 0 to 1."""
-    return float(np.mean([result.miou[name] for name in _targets(domains)]))
+    known = [result.miou[name] for name in _targets(domains) if not isnan(result.miou[name])]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _percent(value: float) -> str:
+    return "-" if isnan(value) else f"{100 * value:.1f}"
 
 
 def table(domains: Domains, results: Sequence[Result]) -> str:
-    """The comparison as text: mIoU in per cent; a star marks the source."""
+    """The comparison as text: parameters that train, mIoU in per cent. A star marks the source, a dash that nothing was labelled."""
     names = [f"{name}*" if name == domains.source else name for name in domains.tests]
-    header = ["method", "trainable", "of all", *names, "mean of unseen"]
+    header = ["method", "head", "tuned in backbone", "%", *names, "mean of unseen"]
     rows = [
         [
             result.method,
-            f"{result.trainable_parameters:,}",
-            f"{result.trainable_parameters / result.total_parameters:.1%}",
-            *(f"{100 * result.miou[name]:.1f}" for name in domains.tests),
-            f"{100 * mean_over_targets(result, domains):.1f}",
+            f"{result.head_parameters:,}",
+            f"{result.tuned_parameters:,}",
+            f"{100 * result.tuned_parameters / result.backbone_parameters:.1f}",
+            *(_percent(result.miou[name]) for name in domains.tests),
+            _percent(mean_over_targets(result, domains)),
         ]
         for result in results
     ]
@@ -389,7 +401,16 @@ def _write_results(domains: Domains, options: Options, results: Sequence[Result]
         "versions": versions,
         "results": [asdict(r) | {"mean_miou_of_unseen": mean_over_targets(r, domains)} for r in results],
     }
-    (options.out / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    replace_file(options.out / "results.json", (json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n").encode())
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN, which JSON does not have, as None."""
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and isnan(value) else value
 
 
 def _draw_panel(domains: Domains, results: Sequence[Result], examples: dict[str, dict[str, np.ndarray]]) -> Any:
@@ -405,4 +426,4 @@ def _draw_panel(domains: Domains, results: Sequence[Result], examples: dict[str,
                 miou={result.method: result.miou[name] for result in results},
             )
         )
-    return panel.draw(rows, domains.space, f"Fitted on {domains.source} only, judged on domains never shown (mIoU, %)")
+    return panel.draw(rows, domains.space, f"Fitted on {domains.source}; no other domain was shown in training (mIoU, %)")

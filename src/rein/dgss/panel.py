@@ -52,7 +52,10 @@ def draw(rows: Sequence[Row], space: LabelSpace, title: str, cell_width: int = 3
     left = _MARGIN + name_width
     width = left + len(columns) * (cell_width + _GAP) - _GAP + _MARGIN
     shown = sorted({int(c) for row in rows for c in np.unique(row.label)} - {IGNORE_LABEL})
-    legend = _legend([(space.names[c], space.palette[c]) for c in shown], width - 2 * _MARGIN)
+    entries = [(space.names[c], space.palette[c]) for c in shown]
+    if any((row.label == IGNORE_LABEL).any() for row in rows):
+        entries.append(("not counted", _IGNORED))
+    legend = _legend(entries, width - 2 * _MARGIN)
     top = _MARGIN + 34 + 28
     height = top + sum(heights) + _GAP * len(rows) + legend.height + _MARGIN
     picture = Image.new("RGB", (width, height), _PAPER)
@@ -71,7 +74,12 @@ def draw(rows: Sequence[Row], space: LabelSpace, title: str, cell_width: int = 3
         for column, cell in enumerate(cells):
             picture.paste(cell, (left + column * (cell_width + _GAP), y))
         for column, method in enumerate(methods, start=2):
-            _badge(pen, left + column * (cell_width + _GAP) + cell_width - 6, y + 6, f"{100 * row.miou[method]:.1f}")
+            _badge(
+                pen,
+                left + column * (cell_width + _GAP) + cell_width - 6,
+                y + 6,
+                "-" if np.isnan(row.miou[method]) else f"{100 * row.miou[method]:.1f}",
+            )
         y += cell_height + _GAP
     picture.paste(legend, (_MARGIN, y + 4))
     return picture

@@ -24,6 +24,7 @@ from rein import param_groups
 from rein.dgss.classes import IGNORE_LABEL
 from rein.dgss.data import Sample
 from rein.dgss.metrics import ConfusionMatrix
+from rein.errors import InputError
 from rein.segmenter import Segmenter
 
 
@@ -78,7 +79,7 @@ class Transformed(Dataset[Sample]):
         steps: list[nn.Module] = []
         if crop is not None:
             steps = [
-                v2.ScaleJitter((crop, crop), scale_range=(1.0, 2.0), antialias=True),
+                v2.RandomShortestSize([crop * quarters // 4 for quarters in range(4, 9)], antialias=True),
                 v2.RandomCrop(crop, pad_if_needed=True, fill={Image: 0, Mask: IGNORE_LABEL}),
             ]
         self.transform = v2.Compose([*steps, v2.RandomHorizontalFlip(), v2.RandomPhotometricDistort()])
@@ -109,6 +110,8 @@ class SegmentationTask(lightning.LightningModule):
         """The segmenter's loss on one batch."""
         images, labels = batch
         loss = self.segmenter.loss(self.normalize(images), labels.long())
+        if not torch.isfinite(loss):
+            raise InputError(f"the loss is {loss.item()} at step {self.global_step}; train with a smaller learning rate.")
         self.log("loss", loss, prog_bar=True)
         return loss
 
@@ -123,6 +126,10 @@ class SegmentationTask(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean IoU of the source validation images."""
+        if not self.confusion.counts.any():
+            raise InputError(
+                "no pixel of the source validation images is labelled; there is nothing to choose the best state by."
+            )
         self.log("source_miou", self.confusion.mean_iou(), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
@@ -219,6 +226,7 @@ def fit(
 
     Raises:
         KeyboardInterrupt: the user pressed Ctrl-C; `best` has what was saved until then.
+        InputError: the loss is not finite, or no validation pixel is labelled.
     """
     lightning.seed_everything(schedule.seed, verbose=False)
     sampler = RandomSampler(

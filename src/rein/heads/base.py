@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class Head(nn.Module):
         settings: whatever else the head was built with, JSON-safe, so that it can be built again from a file.
 
     Raises:
-        InputError: no map, or a count below 1.
+        InputError: no map, a count below 1, or more classes than labels of one byte can tell from 255.
     """
 
     uses_queries = False
@@ -31,10 +32,17 @@ class Head(nn.Module):
 
     def __init__(self, in_channels: int | Sequence[int], num_classes: int, **settings: Any) -> None:
         super().__init__()
-        self.in_channels = (in_channels,) if isinstance(in_channels, int) else tuple(in_channels)
-        self.num_classes, self.settings = num_classes, settings
-        if not self.in_channels or min(self.in_channels) < 1 or num_classes < 1:
-            raise InputError(f"in_channels {in_channels} and num_classes {num_classes} must be at least 1, for at least one map.")
+        try:
+            channels = in_channels if isinstance(in_channels, Iterable) else [in_channels]
+            self.in_channels, self.num_classes = tuple(map(index, channels)), index(num_classes)
+        except TypeError as error:
+            raise InputError(f"in_channels {in_channels!r} and num_classes {num_classes!r} must be whole numbers.") from error
+        self.settings = settings
+        if not self.in_channels or min(self.in_channels) < 1 or not 1 <= num_classes <= IGNORE_LABEL:
+            raise InputError(
+                f"in_channels {in_channels} must be at least 1, for at least one map, and num_classes {num_classes} must be "
+                f"1 to {IGNORE_LABEL}."
+            )
 
     @property
     def arguments(self) -> dict[str, Any]:
