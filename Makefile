@@ -9,8 +9,8 @@ demo: .venv/installed  ## fit and judge the comparison of the README: results in
 	$(BIN)/rein demo --out runs/demo
 
 test: .venv/installed  ## format, lint, types and the whole test suite
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(JOBS)
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import rein
-from models import build, images, strong
+from models import FAMILIES, build, images, strong
 from rein.errors import InputError
 from rein.segmenter import _windows, default_indices
 from test_heads import HEADS
@@ -32,6 +32,16 @@ def test_logits_have_the_size_of_the_images_whatever_it_is(family, head, size):
     logits = segmenter(family, head)(images(2, *size))
     assert logits.shape == (2, 5, *size)
     assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_of_backbones_gives_logits_and_learns(family):
+    model = segmenter(family, "linear, four maps")
+    logits = model(images(1, 45, 70))
+    assert logits.shape == (1, 5, 45, 70)
+    assert torch.isfinite(logits).all()
+    model.train().loss(images(1, 30, 26), torch.ones(1, 30, 26, dtype=torch.long)).backward()
+    assert model.backbone.rein.tokens_b.grad.flatten(1).abs().amax(1).min() > 0
 
 
 def test_padding_is_at_the_right_and_at_the_bottom_and_is_cut_off():

@@ -92,9 +92,8 @@ class InputSpec:
         """What the patches of a `fixed_size` image cover: less than all of it where patches do not divide it."""
         if self.fixed_size is None:
             return None
-        return self.fixed_size[0] // self.multiple[0] * self.multiple[0], self.fixed_size[1] // self.multiple[1] * self.multiple[
-            1
-        ]
+        (height, width), (down, across) = self.fixed_size, self.multiple
+        return height // down * down, width // across * across
 
 
 def find_sites(
