@@ -104,14 +104,14 @@ def _info(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     require("lightning", "train")
-    from rein.dgss import data, demo
+    from rein.dgss import data, demo, domains, report
     from rein.dgss.training import Schedule
 
     if options.data is None:
         given = [name for name in ("source", "classes", "ignore_label", "crop", "limit") if getattr(options, name) is not None]
         if given:
             raise InputError(f"--{given[0].replace('_', '-')} belongs to --data FOLDER, which was not given.")
-        domains, crop = demo.generated_domains((128, 256), options.seed, options.scenes or 160), None
+        chosen, crop = domains.generated_domains((128, 256), options.seed, options.scenes or 160), None
     else:
         if options.scenes is not None:
             raise InputError("--scenes belongs to the generated streets; with --data it means nothing.")
@@ -119,18 +119,18 @@ def _demo(options: argparse.Namespace) -> int:
             raise InputError(f"--source is missing: which of {', '.join(data.find_domains(options.data))} shall it fit on?")
         data.find_domains(options.data)
         space = data.label_space(options.data, options.classes, options.ignore_label or ())
-        domains = demo.folder_domains(options.data, options.source, space, options.limit)
+        chosen = domains.folder_domains(options.data, options.source, space, options.limit)
         crop = options.crop or 256
     schedule = Schedule(options.steps, options.batch_size, options.lr, crop=crop, seed=options.seed)
     settings = demo.Options(options.out, options.backbone, options.pretrained, options.patch_size, options.full, schedule)
     try:
-        results = demo.run(domains, settings)
+        results = demo.run(chosen, settings)
     except demo.Interrupted as interrupted:
         print(f"rein: {interrupted}", file=sys.stderr)
         return 130
-    print(demo.table(domains, results))
+    print(report.table(chosen, results))
     print(
-        f"mIoU in per cent; fitted on {domains.source!r} only. results.json, adapter.safetensors and panel.png are in {options.out}"
+        f"mIoU in per cent; fitted on {chosen.source!r} only. results.json, adapter.safetensors and panel.png are in {options.out}"
     )
     return 0
 

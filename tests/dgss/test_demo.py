@@ -17,16 +17,18 @@ from PIL import Image
 import rein
 from dgss.folders import make_folder
 from rein.cli import main
-from rein.dgss import demo, panel
+from rein.dgss import demo, panel, report, weights
 from rein.dgss.data import CITYSCAPES
+from rein.dgss.domains import Domains, generated_domains
 from rein.dgss.training import Schedule
+from rein.dgss.weights import make_backbone
 
 SMALL = ["--backbone", "test_vit", "--patch-size", "8", "--steps", "6", "--batch-size", "2"]
 
 
 def test_the_generated_demo_compares_all_methods_and_leaves_its_files(tmp_path):
     out = tmp_path / "out"
-    domains = demo.generated_domains((32, 64), count=8)
+    domains = generated_domains((32, 64), count=8)
     options = demo.Options(
         out, "test_vit", patch_size=8, full=True, schedule=Schedule(steps=4, batch_size=2, lr=1e-3, validations=2)
     )
@@ -48,7 +50,7 @@ def test_the_generated_demo_compares_all_methods_and_leaves_its_files(tmp_path):
         assert result.miou["fog"] == pytest.approx(np.mean(seen))
     with Image.open(out / "panel.png") as picture:
         assert picture.width > 5 * 300
-    text = demo.table(domains, results)
+    text = report.table(domains, results)
     assert text.splitlines()[0].split()[:7] == ["method", "head", "tuned", "in", "backbone", "%", "day*"]
     assert f"{with_rein.tuned_parameters:,}" in text
     assert len(said) == 1
@@ -60,7 +62,7 @@ def test_the_generated_demo_compares_all_methods_and_leaves_its_files(tmp_path):
     rein.load(vit, out / "adapter.safetensors")
     assert rein.summary(vit).adapter_parameters == with_rein.tuned_parameters
     for method in ("frozen", "rein"):
-        rein.Segmenter.load(out / "states" / f"{method}.safetensors", demo.make_backbone("test_vit", False, 8)[0])
+        rein.Segmenter.load(out / "states" / f"{method}.safetensors", make_backbone("test_vit", False, 8)[0])
 
 
 def test_every_method_starts_from_the_same_backbone_and_head(tmp_path, monkeypatch):
@@ -73,7 +75,7 @@ def test_every_method_starts_from_the_same_backbone_and_head(tmp_path, monkeypat
         best.miou = 0.5
 
     monkeypatch.setattr(demo, "fit", remember)
-    domains = demo.generated_domains((32, 32), count=2)
+    domains = generated_domains((32, 32), count=2)
     demo.run(domains, demo.Options(tmp_path, "test_vit", full=True))
     (first, logits), *others = starts
     assert len(others) == 2
@@ -84,7 +86,7 @@ def test_every_method_starts_from_the_same_backbone_and_head(tmp_path, monkeypat
 
 
 def test_targets_are_never_touched_before_the_state_is_chosen(tmp_path, monkeypatch):
-    domains = demo.generated_domains((32, 32), count=2)
+    domains = generated_domains((32, 32), count=2)
     fitted = []
 
     class Guarded:
@@ -106,7 +108,7 @@ def test_targets_are_never_touched_before_the_state_is_chosen(tmp_path, monkeypa
         fitted.append(True)
 
     monkeypatch.setattr(demo, "fit", fit)
-    guarded = demo.Domains(
+    guarded = Domains(
         domains.source, domains.space, domains.train, domains.validation, {k: Guarded(v) for k, v in domains.tests.items()}
     )
     demo.run(guarded, demo.Options(tmp_path, "test_vit", schedule=Schedule(steps=2, batch_size=1)))
@@ -146,10 +148,10 @@ def test_pretrained_weights_that_cannot_be_had_are_replaced_with_one_clear_line(
         raise OSError("no network")
 
     monkeypatch.setattr(socket, "create_connection", unreachable)
-    monkeypatch.setattr(demo, "getproxies", dict)
+    monkeypatch.setattr(weights, "getproxies", dict)
     monkeypatch.setattr(timm, "create_model", offline)
     said = []
-    model, loaded = demo.make_backbone("test_vit", True, None, said.append)
+    model, loaded = make_backbone("test_vit", True, None, said.append)
     assert not loaded
     assert model.num_features == 64
     assert len(said) == 1
@@ -168,7 +170,7 @@ def test_pretrained_weights_are_used_where_they_can_be_had(monkeypatch):
     monkeypatch.setattr(socket, "create_connection", lambda *args, **settings: socket.socket())
     monkeypatch.setattr(timm, "create_model", online)
     said = []
-    assert demo.make_backbone("test_vit", True, None, said.append)[1]
+    assert make_backbone("test_vit", True, None, said.append)[1]
     assert asked == [("test_vit", True, 0)]
     assert not said
 
@@ -288,11 +290,11 @@ def test_ctrl_c_leaves_the_best_state_and_says_where(tmp_path):
     assert "rein: interrupted: the best state of frozen (step 80, source mIoU" in errors
     assert str(out / "states" / "frozen.safetensors") in errors
     assert "Traceback" not in errors
-    rein.Segmenter.load(out / "states" / "frozen.safetensors", demo.make_backbone("test_vit", False, None)[0])
+    rein.Segmenter.load(out / "states" / "frozen.safetensors", make_backbone("test_vit", False, None)[0])
 
 
 def test_the_message_after_ctrl_c_names_the_file(tmp_path, monkeypatch):
-    domains = demo.generated_domains((32, 32), count=2)
+    domains = generated_domains((32, 32), count=2)
 
     def fit(segmenter, *args, best, name, **settings):
         best.save(segmenter, best.path)
@@ -305,7 +307,7 @@ def test_the_message_after_ctrl_c_names_the_file(tmp_path, monkeypatch):
     with pytest.raises(demo.Interrupted, match=saved) as caught:
         demo.run(domains, demo.Options(tmp_path, "test_vit"))
     assert "frozen is finished" in str(caught.value)
-    rein.Segmenter.load(tmp_path / "states" / "rein.safetensors", demo.make_backbone("test_vit", False, None)[0])
+    rein.Segmenter.load(tmp_path / "states" / "rein.safetensors", make_backbone("test_vit", False, None)[0])
 
 
 def test_a_target_without_labels_is_a_dash_and_null(tmp_path):

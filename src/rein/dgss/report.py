@@ -1,0 +1,125 @@
+"""What a comparison gave: the figures of each method, as a table, as JSON, and as a picture."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import timm
+import torch
+
+import rein
+from rein.checkpoint import replace_file
+from rein.dgss import panel
+from rein.dgss.domains import Domains
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one method did.
+
+    Attributes:
+        method: `frozen`, `rein` or `full`.
+        backbone_parameters: of the bare backbone.
+        tuned_parameters: that train besides the head: those of the adapter, or of the whole backbone.
+        head_parameters: of the head, the same for every method.
+        seconds: of training.
+        best_step: the step whose state was judged.
+        source_validation_miou: by which that state was chosen, 0 to 1.
+        miou: domain -> mean IoU, 0 to 1.
+        iou: domain -> class -> IoU, 0 to 1, NaN where the class does not occur (null in results.json).
+    """
+
+    method: str
+    backbone_parameters: int
+    tuned_parameters: int
+    head_parameters: int
+    seconds: float
+    best_step: int
+    source_validation_miou: float
+    miou: dict[str, float]
+    iou: dict[str, dict[str, float]]
+
+
+def mean_over_targets(result: Result, domains: Domains) -> float:
+    """The number that matters: mean mIoU over the domains that were never shown, 0 to 1."""
+    known = [result.miou[name] for name in domains.targets if not isnan(result.miou[name])]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _percent(value: float) -> str:
+    return "-" if isnan(value) else f"{100 * value:.1f}"
+
+
+def table(domains: Domains, results: Sequence[Result]) -> str:
+    """The comparison as text: parameters that train, mIoU in per cent. A star marks the source, a dash that nothing was labelled."""
+    names = [f"{name}*" if name == domains.source else name for name in domains.tests]
+    header = ["method", "head", "tuned in backbone", "%", *names, "mean of unseen"]
+    rows = [
+        [
+            result.method,
+            f"{result.head_parameters:,}",
+            f"{result.tuned_parameters:,}",
+            f"{100 * result.tuned_parameters / result.backbone_parameters:.1f}",
+            *(_percent(result.miou[name]) for name in domains.tests),
+            _percent(mean_over_targets(result, domains)),
+        ]
+        for result in results
+    ]
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+
+    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
+
+
+def write_json(path: Path, settings: dict[str, Any], domains: Domains, results: Sequence[Result]) -> None:
+    """Write `results.json`: settings, versions, and every figure; what was not counted is null."""
+    versions = {module.__name__: module.__version__ for module in (rein, torch, timm, lightning)}
+    content = {
+        **settings,
+        "source": domains.source,
+        "targets": domains.targets,
+        "versions": versions,
+        "results": [asdict(r) | {"mean_miou_of_unseen": mean_over_targets(r, domains)} for r in results],
+    }
+    replace_file(path, (json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n").encode())
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN, which JSON does not have, as None."""
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and isnan(value) else value
+
+
+def write_panel(
+    path: Path, domains: Domains, results: Sequence[Result], predictions: Mapping[str, Mapping[str, np.ndarray]]
+) -> None:
+    """Write the panel: one example of every domain, and what each method made of it (method -> domain -> classes)."""
+    rows = []
+    for name in domains.tests:
+        image, label = domains.example(name)
+        rows.append(
+            panel.Row(
+                name=f"{name} (source)" if name == domains.source else name,
+                image=image.permute(1, 2, 0).numpy(),
+                label=label.numpy(),
+                predictions={method: classes[name] for method, classes in predictions.items()},
+                miou={result.method: result.miou[name] for result in results},
+            )
+        )
+    title = f"Fitted on {domains.source}; no other domain was shown in training (mIoU, %)"
+    picture = io.BytesIO()
+    panel.draw(rows, domains.space, title).save(picture, "PNG")
+    replace_file(path, picture.getvalue())
