@@ -65,10 +65,9 @@ FAMILIES = {
     "tnt": partial(
         TNT, **{k: v for k, v in _SMALL.items() if k != "num_heads"}, num_heads_outer=2, inner_dim=8, num_heads_inner=2
     ),
-    "qwen3": partial(timm.create_model, "qwen3_vit_88m", **_ENCODER),
-    "deepseek": partial(timm.create_model, "deepseek_vit_412m", **_ENCODER),
-    "gemma4": partial(timm.create_model, "gemma4_vit_167m", **_ENCODER),
 }
+_NEWER = {"qwen3": "qwen3_vit_88m", "deepseek": "deepseek_vit_412m", "gemma4": "gemma4_vit_167m"}  # than the oldest timm claimed
+FAMILIES |= {key: partial(timm.create_model, name, **_ENCODER) for key, name in _NEWER.items() if timm.is_model(name)}
 _ONE, _NONE = [1] * 4, [0] * 4
 PREFIX_ROWS = dict.fromkeys(FAMILIES, _ONE) | {
     "vit without class token": _NONE,
