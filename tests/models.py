@@ -61,12 +61,13 @@ FAMILIES = {
     ),
     "cait": partial(Cait, **_SMALL),
     "xcit": partial(Xcit, **_SMALL),
-    "convit": partial(ConVit, **{**_SMALL, "embed_dim": 16}, local_up_to_layer=2),
     "tnt": partial(
         TNT, **{k: v for k, v in _SMALL.items() if k != "num_heads"}, num_heads_outer=2, inner_dim=8, num_heads_inner=2
     ),
 }
 _NEWER = {"qwen3": "qwen3_vit_88m", "deepseek": "deepseek_vit_412m", "gemma4": "gemma4_vit_167m"}  # than the oldest timm claimed
+if hasattr(ConVit, "forward_intermediates"):
+    FAMILIES["convit"] = partial(ConVit, **{**_SMALL, "embed_dim": 16}, local_up_to_layer=2)
 FAMILIES |= {key: partial(timm.create_model, name, **_ENCODER) for key, name in _NEWER.items() if timm.is_model(name)}
 _ONE, _NONE = [1] * 4, [0] * 4
 PREFIX_ROWS = dict.fromkeys(FAMILIES, _ONE) | {

@@ -299,15 +299,22 @@ def patch_size(model: nn.Module) -> Size:
 def input_spec(model: nn.Module) -> InputSpec:
     """The images that `model` takes."""
     embed: Any = getattr(model, "patch_embed", None) or getattr(model, "pixel_embed", None)
-    first = next((module for module in (embed or model).modules() if isinstance(module, nn.Conv2d)), None)
     family = _family(model)
     any_size = getattr(model, "dynamic_img_size", False) or (family is not None and family.any_size)
     fixed = None if any_size else getattr(embed, "img_size", None)
     return InputSpec(
         fixed_size=None if fixed is None else (int(fixed[0]), int(fixed[1])),
         multiple=patch_size(model),
-        channels=3 if first is None else first.in_channels,
+        channels=_image_channels(embed or model),
     )
+
+
+def _image_channels(module: nn.Module) -> int:
+    """What the first convolution takes; 3 where there is none."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            return part.in_channels
+    return 3
 
 
 def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
