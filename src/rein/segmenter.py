@@ -264,7 +264,10 @@ def _has_queries(backbone: nn.Module) -> bool:
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    for parameter in module.parameters():  # a loop, not next(...): older compilers follow it
+        if parameter.is_floating_point():
+            return parameter.dtype
+    return torch.float32
 
 
 def _windows(length: int, window: int, stride: int) -> list[slice]:
