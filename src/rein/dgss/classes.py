@@ -3,6 +3,8 @@
 Source: the Cityscapes label definitions (Cordts et al., CVPR 2016, arXiv 1604.01685).
 """
 
+from rein.heads.base import IGNORE_LABEL as IGNORE_LABEL  # the one that losses and metrics do not count
+
 CITYSCAPES_CLASSES: tuple[str, ...] = (
     "road",
     "sidewalk",
@@ -46,6 +48,3 @@ CITYSCAPES_PALETTE: tuple[tuple[int, int, int], ...] = (
     (0, 0, 230),
     (119, 11, 32),
 )
-
-IGNORE_LABEL = 255
-"""The label that neither losses nor metrics count."""
