@@ -21,6 +21,38 @@ from rein.config import ReinConfig
 from rein.errors import InputError
 
 
+class Affine(nn.Module):
+    """x W^T + b, started as `nn.Linear` is.
+
+    It is no `nn.Linear`, so that what goes over all linear layers of a backbone (timm's `init_weights`, quantisation, LoRA) passes
+    the adapter by.
+
+    Args:
+        in_features: width of x.
+        out_features: width of the result.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Kaiming uniform with a = sqrt(5): weight and bias uniform within 1 / sqrt(in_features)."""
+        bound = 1 / math.sqrt(self.weight.shape[1])
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
 class ReinAdapter(nn.Module):
     """Rein's refinement f' = f + s D for L layers of one width C (arXiv 2312.04265, Eq. 3-10).
 
@@ -64,22 +96,22 @@ class ReinAdapter(nn.Module):
         self.delta_mlp = self._per_layer(dim)  # W_f, b_f
         if config.query_dim is not None:
             self.query_proj = self._per_layer(config.query_dim)  # W_q, b_q
-            self.query_merge = nn.Linear(3 * config.query_dim, config.query_dim)  # W_m, b_m
+            self.query_merge = Affine(3 * config.query_dim, config.query_dim)  # W_m, b_m
         learns_scale = config.share and not config.zero_init
         self.scale = nn.Parameter(torch.empty(())) if learns_scale else None
         self.reset_parameters()
 
-    def _per_layer(self, out_features: int) -> nn.Linear | nn.ModuleList:
+    def _per_layer(self, out_features: int) -> Affine | nn.ModuleList:
         if self.config.share:
-            return nn.Linear(self.dim, out_features)
-        return nn.ModuleList(nn.Linear(self.dim, out_features) for _ in range(self.num_layers))
+            return Affine(self.dim, out_features)
+        return nn.ModuleList(Affine(self.dim, out_features) for _ in range(self.num_layers))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw every parameter anew: tokens uniform by patch size and width, linear layers as `nn.Linear` does."""
         config, dim = self.config, self.dim
         for linear in self.modules():
-            if isinstance(linear, nn.Linear):
+            if isinstance(linear, Affine):
                 linear.reset_parameters()
         fan = dim if config.rank is None else math.sqrt(dim * config.rank)
         bound = math.sqrt(6 / (3 * self.patch_size**2 + fan))
@@ -107,12 +139,13 @@ class ReinAdapter(nn.Module):
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_layers={self.num_layers}, patch_size={self.patch_size}, {self.config}"
 
-    def forward(self, x: Tensor, layer: int) -> Tensor:
+    def forward(self, x: Tensor, layer: int | None = None) -> Tensor:
         """Refine the patch tokens of one layer.
 
         Args:
             x: patch tokens f, (..., N, C), in any floating dtype; prefix tokens are the caller's to leave out.
-            layer: l, from 0.
+            layer: l, from 0. Without it `x` comes back as it is: models that run all their children in turn, as `nn.Sequential`
+                and some of timm's `features_only` do, run past an adapter among them.
 
         Returns:
             f', (..., N, C), in the dtype of `x`. Under autocast the products run in autocast's dtype and are added to `x` in
@@ -121,6 +154,8 @@ class ReinAdapter(nn.Module):
         Raises:
             InputError: the last axis is not C wide.
         """
+        if layer is None:
+            return x
         if x.shape[-1] != self.dim:
             raise InputError(
                 f"patch tokens are {x.shape[-1]} wide, shape {tuple(x.shape)}; this adapter was built for {self.dim}."
@@ -244,8 +279,10 @@ class StagewiseAdapter(nn.Module):
         """The parameters that the authors' recipe does not decay: the tokens and s of every stage."""
         return [parameter for stage in self._stages() for parameter in stage.no_decay_parameters()]
 
-    def forward(self, x: Tensor, layer: int) -> Tensor:
-        """Refine the patch tokens (..., N, C_stage) of layer `layer`, counted through all stages from 0."""
+    def forward(self, x: Tensor, layer: int | None = None) -> Tensor:
+        """Refine the patch tokens (..., N, C_stage) of layer `layer`, counted through all stages from 0; without it, return `x`."""
+        if layer is None:
+            return x
         stage, layer = self._place[layer]
         return self.stages[stage](x, layer)  # through __call__, for hooks
 
@@ -261,10 +298,10 @@ def build_adapter(widths: Sequence[int], config: ReinConfig, *, patch_size: int)
     return StagewiseAdapter(widths, config, patch_size=patch_size)
 
 
-def _at(mlp: nn.Linear | nn.ModuleList, layer: int) -> nn.Linear:
+def _at(mlp: Affine | nn.ModuleList, layer: int) -> Affine:
     """The linear layer that layer `layer` uses: the shared one, or its own."""
     linear = mlp[layer] if isinstance(mlp, nn.ModuleList) else mlp
-    return cast(nn.Linear, linear)
+    return cast(Affine, linear)
 
 
 def _product(x: Tensor, factors: Sequence[Tensor]) -> Tensor:

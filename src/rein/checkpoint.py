@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -141,12 +142,13 @@ def load_adapter(
     config = header.config
     if config is None:
         raise CheckpointError(f"{path} holds no adapter, only a head over a bare backbone.")
-    blocks, given = header.backbone["blocks"], header.backbone["given"].get("num_prefix_tokens")
+    given = header.backbone["given"].get("num_prefix_tokens")
     name = backbones.architecture(model)
     if strict:
         check_architecture(model, header, path)
     wrapped = is_wrapped(model)
     try:
+        blocks = None if wrapped else _blocks_to_wrap(model, header.backbone["blocks"], given)
         sites = injection_of(model).sites if wrapped else tuple(backbones.find_sites(model, blocks, given))
     except UnsupportedBackboneError as error:
         raise CheckpointError(f"{path} does not fit this {name}: {error}") from error
@@ -169,6 +171,14 @@ def load_adapter(
             wrap(model, config, blocks=blocks, num_prefix_tokens=given)
     getattr(model, ADAPTER).load_state_dict(dict(tensors))
     return model
+
+
+def _blocks_to_wrap(model: nn.Module, wanted: list[str], given: int | None) -> list[str] | None:
+    """None where rein finds the wanted blocks by itself, else their names; a block with several outputs is wanted several times."""
+    with suppress(UnsupportedBackboneError):
+        if [site.path for site in backbones.find_sites(model, None, given)] == wanted:
+            return None
+    return list(dict.fromkeys(wanted))
 
 
 def check_architecture(model: nn.Module, header: Header, path: str | os.PathLike[str]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from rein import checkpoint
+from rein import catalogue, checkpoint
 from rein._version import __version__
 from rein.errors import InputError, ReinError
 from rein.extras import require
@@ -19,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
+    except BrokenPipeError:  # `rein backbones | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except ReinError as error:
         print(f"rein: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -53,6 +57,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.add_argument("file", type=Path)
     info.set_defaults(run=_info)
+    backbones = commands.add_parser(
+        "backbones",
+        help="what rein makes of timm's models: blocks, widths, prefix rows, parameters, or why not",
+        description="List, for every model of timm that PATTERN names, the blocks that an adapter refines, their widths, the prefix rows "
+        "that pass through, the adapter's parameters and their fraction; or why not. Nothing is downloaded or allocated.",
+    )
+    backbones.add_argument(
+        "pattern", nargs="?", default="*", metavar="PATTERN", help="shell-style, as in '*dinov2*' (default: all)"
+    )
+    backbones.set_defaults(run=_backbones)
     demo = commands.add_parser(
         "demo",
         help="fit on one domain, judge on others that were never shown",
@@ -99,6 +113,17 @@ def _add_demo_options(demo: argparse.ArgumentParser) -> None:
 
 def _info(options: argparse.Namespace) -> int:
     print(checkpoint.describe_file(options.file))
+    return 0
+
+
+def _backbones(options: argparse.Namespace) -> int:
+    refused = 0
+    names = catalogue.names(options.pattern)
+    for name in names:
+        entry = catalogue.describe(name)
+        refused += entry.refusal is not None
+        print(entry, flush=True)
+    print(f"{len(names) - refused} adapted, {refused} not, of {len(names)}")
     return 0
 
 

@@ -69,25 +69,41 @@ class Injection(nn.Module):
         self._handles: tuple[RemovableHandle, ...] = ()
         self._requires_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         self._modes = tuple((module, module.training) for module in model.modules())
+        self._shapes = [{name: p.shape for name, p in module._parameters.items() if p is not None} for module, _ in self._modes]
+        self._no_weight_decay = model.__dict__.get("no_weight_decay")
 
     def apply_to(self, model: nn.Module) -> None:
         """Add the hooks and freeze; `undo` is the way back."""
         for site, hook in zip(self.sites, self.hooks, strict=True):
-            self._handles += (model.get_submodule(site.path).register_forward_hook(hook),)
+            self._handles += (model.get_submodule(site.path).register_forward_hook(hook, prepend=True),)
         model.requires_grad_(False)
         self.freeze_modes()
+        model.__dict__["no_weight_decay"] = NoWeightDecay(model)
 
     def freeze_modes(self) -> None:
         """Eval mode for every module that was there at `wrap` and holds nothing that trains."""
+        self._freeze_resized()
         for module, _ in self._modes:
             if not any(parameter.requires_grad for parameter in module.parameters()):
                 module.training = False
+
+    def _freeze_resized(self) -> None:
+        """Freeze what was put in place of frozen parameters in another size, as `set_input_size` does with position embeddings."""
+        for (module, _), shapes in zip(self._modes, self._shapes, strict=True):
+            for name, parameter in module._parameters.items():
+                if parameter is not None and name in shapes and parameter.shape != shapes[name]:
+                    parameter.requires_grad_(False)
+                    shapes[name] = parameter.shape
 
     def train(self, mode: bool = True) -> Injection:
         """Called by the model's own `train()`, after the children that were there before."""
         super().train(mode)
         self.freeze_modes()
         return self
+
+    def forward(self, x: Any) -> Any:
+        """`x`, for models that run all their children in turn."""
+        return x
 
     def undo(self, model: nn.Module) -> None:
         """Remove the hooks and give back every `requires_grad` and mode as found."""
@@ -98,6 +114,24 @@ class Injection(nn.Module):
                 parameter.requires_grad_(self._requires_grad[name])
         for module, training in self._modes:
             module.training = training
+        if isinstance(model.__dict__.get("no_weight_decay"), NoWeightDecay):
+            del model.__dict__["no_weight_decay"]
+            if self._no_weight_decay is not None:
+                model.__dict__["no_weight_decay"] = self._no_weight_decay
+
+
+class NoWeightDecay:
+    """Stands for a wrapped model's method `no_weight_decay`, which timm's optimizers ask: the adapter's tokens and s are added."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.bare = model, model.__dict__.get("no_weight_decay")
+
+    def __call__(self) -> set[str]:
+        """Names of parameters that are not to decay."""
+        own = getattr(type(self.model), "no_weight_decay", None)
+        names = set(self.bare() if self.bare is not None else own(self.model) if own is not None else ())
+        spared = {id(parameter) for parameter in getattr(self.model, ADAPTER).no_decay_parameters()}
+        return names | {name for name, parameter in self.model.named_parameters() if id(parameter) in spared}
 
 
 def wrap(
@@ -106,6 +140,7 @@ def wrap(
     *,
     blocks: Sequence[str | nn.Module] | None = None,
     num_prefix_tokens: int | None = None,
+    example_inputs: Any = None,
 ) -> Model:
     """Freeze `model` and let an adapter refine the output of each of its blocks, in place.
 
@@ -118,10 +153,13 @@ def wrap(
     adapter in a frozen backbone its gradients.
 
     Args:
-        model: a timm model of a known family; with `blocks`, any model whose blocks give tokens (B, N, C).
+        model: a timm model of a known family, or a model that holds one; with `blocks`, any model whose blocks give tokens (B, N, C)
+            or maps.
         config: what to build; the default is the authors' (`ReinConfig()`).
         blocks: the blocks or their names in the order in which they run, where they are not known.
         num_prefix_tokens: rows before the patch tokens that pass through untouched, where they cannot be measured.
+        example_inputs: what the model is called with, where that is not an image (B, C, H, W): a tensor, a tuple of positional or a
+            dictionary of keyword arguments. Only shapes and dtypes are used, on meta tensors.
 
     Returns:
         `model` itself.
@@ -139,7 +177,7 @@ def wrap(
         raise WrapError("an adapter that is made inside torch.inference_mode() could not be trained; call rein.wrap outside.")
     _refuse_wrapped(model)
     _refuse_compiled(model)
-    sites = backbones.find_sites(model, blocks, num_prefix_tokens)
+    sites = backbones.find_sites(model, blocks, num_prefix_tokens, example_inputs)
     block = model.get_submodule(sites[0].path)
     reference = next(chain(block.parameters(), model.parameters()), torch.empty(0))
     adapter = build_adapter([site.width for site in sites], config or ReinConfig(), patch_size=backbones.patch_size(model)[0])

@@ -9,7 +9,7 @@ from torch import nn
 
 from rein import backbones
 from rein.adapter import ReinAdapter
-from rein.injection import ADAPTER, injection_of
+from rein.injection import ADAPTER, Injection, injection_of
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
@@ -57,7 +57,9 @@ def summary(model: nn.Module) -> Summary:
     Raises:
         WrapError: the model is not wrapped.
     """
-    sites = injection_of(model).sites
+    injection = injection_of(model)
+    injection.freeze_modes()
+    sites = injection.sites
     parameters = list(model.parameters())
     return Summary(
         backbone=backbones.architecture(model),
@@ -86,6 +88,8 @@ def param_groups(module: nn.Module, lr: float = 1e-4, weight_decay: float = 0.05
     """
     kept: set[int] = set()
     for part in module.modules():
+        if isinstance(part, Injection):
+            part.freeze_modes()
         if isinstance(part, ReinAdapter):
             kept.update(id(parameter) for parameter in part.no_decay_parameters())
         elif isinstance(part, (*_NORMS, nn.Embedding)):

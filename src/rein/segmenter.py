@@ -37,7 +37,7 @@ class Segmenter(nn.Module):
 
     def __init__(self, backbone: nn.Module, head: Head, indices: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.indices = check_indices(backbones.num_blocks(backbone), len(head.in_channels), indices)
+        self.indices = check_indices(len(backbones.map_channels(backbone)), len(head.in_channels), indices)
         if head.uses_queries and not _has_queries(backbone):
             raise InputError(f"{type(head).__name__} uses queries; wrap the backbone with ReinConfig(query_dim=...) first.")
         self.backbone, self.head = backbone, head
@@ -169,7 +169,7 @@ class Segmenter(nn.Module):
             raise CheckpointError(f"{path} holds an adapter alone; read it with rein.load.")
         head = _build_head(header.head, path)
         try:
-            indices = check_indices(backbones.num_blocks(backbone), len(head.in_channels), header.head["indices"])
+            indices = check_indices(len(backbones.map_channels(backbone)), len(head.in_channels), header.head["indices"])
         except InputError as error:
             raise CheckpointError(f"{path} does not fit this {backbones.architecture(backbone)}: {error}") from error
         parts: dict[str, dict[str, Tensor]] = {"head": {}, ADAPTER: {}}

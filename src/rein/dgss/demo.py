@@ -99,8 +99,8 @@ def _run_method(
     method: str, backbone: nn.Module, domains: Domains, options: Options, best: BestState
 ) -> tuple[Result, dict[str, np.ndarray]]:
     schedule = options.schedule
-    widths = backbones.widths(backbone)
-    in_channels = [widths[block] for block in default_indices(len(widths), 4)]
+    widths = backbones.map_channels(backbone)
+    in_channels = [widths[index] for index in default_indices(len(widths), 4)]
     torch.manual_seed(schedule.seed + 1)  # every method starts from the same head
     head = heads.FPNHead(in_channels, len(domains.space.names), channels=HEAD_CHANNELS, tower_channels=HEAD_CHANNELS)
     if method == REIN:
