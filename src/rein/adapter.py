@@ -36,10 +36,10 @@ class Affine(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features))
-        self.reset_parameters()
+        self.initialize()
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
+    def initialize(self) -> None:
         """Kaiming uniform with a = sqrt(5): weight and bias uniform within 1 / sqrt(in_features)."""
         bound = 1 / math.sqrt(self.weight.shape[1])
         nn.init.uniform_(self.weight, -bound, bound)
@@ -99,7 +99,7 @@ class ReinAdapter(nn.Module):
             self.query_merge = Affine(3 * config.query_dim, config.query_dim)  # W_m, b_m
         learns_scale = config.share and not config.zero_init
         self.scale = nn.Parameter(torch.empty(())) if learns_scale else None
-        self.reset_parameters()
+        self.initialize()
 
     def _per_layer(self, out_features: int) -> Affine | nn.ModuleList:
         if self.config.share:
@@ -107,12 +107,15 @@ class ReinAdapter(nn.Module):
         return nn.ModuleList(Affine(self.dim, out_features) for _ in range(self.num_layers))
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draw every parameter anew: tokens uniform by patch size and width, linear layers as `nn.Linear` does."""
+    def initialize(self) -> None:
+        """Draw every parameter anew: tokens uniform by patch size and width, linear layers as `nn.Linear` does.
+
+        Not called `reset_parameters`, which timm's `init_weights` would call after `wrap`.
+        """
         config, dim = self.config, self.dim
         for linear in self.modules():
             if isinstance(linear, Affine):
-                linear.reset_parameters()
+                linear.initialize()
         fan = dim if config.rank is None else math.sqrt(dim * config.rank)
         bound = math.sqrt(6 / (3 * self.patch_size**2 + fan))
         for tokens in self._tokens():

@@ -128,7 +128,7 @@ def check_backbone(
         compile: also compile, which takes longest.
         blocks: as for `rein.wrap`.
         num_prefix_tokens: as for `rein.wrap`.
-        example_inputs: as for `rein.wrap`; `images` where they are no single tensor.
+        example_inputs: as for `rein.wrap`; `images` where `blocks` are given and `images` are no single tensor.
 
     Returns:
         The names of the promises that were checked.
@@ -140,7 +140,7 @@ def check_backbone(
     """
     if is_wrapped(model):
         raise InputError("rein.testing.check_backbone wants a bare model; call rein.unwrap(model) first.")
-    if example_inputs is None and not isinstance(images, Tensor):
+    if example_inputs is None and blocks is not None and not isinstance(images, Tensor):
         example_inputs = images
     if blocks is not None and not isinstance(blocks, str):  # by name, so that copies can be wrapped
         names = {id(module): name for name, module in model.named_modules()}

@@ -7,6 +7,7 @@ the image is space, and from how much it grows follows how many rows do not. Whe
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -234,6 +235,7 @@ def _on_meta(model: nn.Module) -> Iterator[None]:
     metas = {id(tensor): torch.empty_like(tensor, device="meta") for *_, tensors in found for tensor in tensors.values()}
     try:
         for module, _, tensors in found:
+            module.__dict__["_forward_hooks"] = OrderedDict()  # users' hooks are not to see meta tensors
             for name, tensor in tensors.items():  # through setattr: recurrent layers keep a second list of their weights
                 meta = metas[id(tensor)]
                 setattr(module, name, nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta)

@@ -1,0 +1,47 @@
+"""`rein backbones`: what rein makes of timm's names."""
+
+import subprocess
+import sys
+
+import pytest
+
+from rein import catalogue
+from rein.cli import main
+
+
+def test_a_name_is_described_without_weights():
+    entry = catalogue.describe("vit_large_patch14_reg4_dinov2")
+    assert entry.widths == (1024,) * 24
+    assert entry.num_prefix_tokens == (5,) * 24
+    assert entry.adapter_parameters == 2_990_081
+    assert entry.parameters == 304_370_688
+    assert f"{entry.fraction:.4f}" == "0.0097"
+    assert "24x1024" in str(entry)
+
+
+def test_stages_are_listed_and_refusals_say_why():
+    assert "1x24+2x32+4x48+2x64" in str(catalogue.describe("test_convnext"))
+    refused = catalogue.describe("vgg11")
+    assert refused.widths == ()
+    assert "not adapted: where the blocks of VGG are is not known. Give them with blocks=[...]" in str(refused)
+
+
+def test_the_command_prints_a_line_for_each_and_the_counts(capsys):
+    assert main(["backbones", "*dinov2*"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 9
+    assert lines[-1] == "8 adapted, 0 not, of 8"
+    assert main(["backbones", "vit_small_patch14_dinov2.lvd142m"]) == 0
+    assert "684,033" in capsys.readouterr().out
+
+
+def test_an_unknown_pattern_is_one_line(capsys):
+    assert main(["backbones", "nosuch*"]) == 2
+    assert capsys.readouterr().err == "rein: timm has no model 'nosuch*'; patterns are shell-style: '*dinov2*'.\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes")
+def test_a_closed_pipe_is_no_error():
+    program = "import sys; from rein.cli import main; sys.exit(main(['backbones', 'vit_tiny*']))"
+    done = subprocess.run(f'{sys.executable} -c "{program}" | head -1', shell=True, capture_output=True, text=True, check=True)
+    assert "Traceback" not in done.stderr

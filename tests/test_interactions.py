@@ -1,0 +1,140 @@
+"""What users do to a wrapped model with timm's own tools."""
+
+import pytest
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+import rein
+from models import build, images, strong
+
+SMALL = rein.ReinConfig(num_tokens=6, rank=2, query_dim=8)
+
+
+def adapter_of(model):
+    return {name: value.clone() for name, value in model.rein.state_dict().items()}
+
+
+@pytest.mark.parametrize("family", ["vit", "eva02", "beit", "cait", "xcit", "tnt"])
+def test_initialising_the_backbone_again_leaves_the_adapter_alone(family):
+    model = rein.wrap(build(family), SMALL)
+    before, backbone = adapter_of(model), model.blocks[0].state_dict()
+    backbone = {key: value.clone() for key, value in backbone.items()}
+    if hasattr(model, "init_weights"):
+        model.init_weights()
+    if hasattr(model, "_init_weights"):
+        model.apply(model._init_weights)
+    assert all(torch.equal(value, before[key]) for key, value in model.rein.state_dict().items())
+    assert any(not torch.equal(value, backbone[key]) for key, value in model.blocks[0].state_dict().items())
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.75])
+def test_timms_optimizers_do_not_decay_the_tokens(layer_decay):
+    model = rein.wrap(timm.create_model("test_vit"), SMALL)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=layer_decay)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    scale = {id(p): group.get("lr_scale", 1.0) for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.rein.named_parameters():
+        spared = name in ("tokens_a", "tokens_b", "scale") or parameter.ndim == 1  # timm itself decays no biases
+        assert decay[id(parameter)] == (0.0 if spared else 0.05), name
+        assert scale[id(parameter)] == 1.0, name
+    assert len(decay) == len(list(model.rein.parameters()))
+    assert {"pos_embed", "cls_token"} <= set(model.no_weight_decay())  # timm's own are still in
+    rein.unwrap(model)
+    assert "no_weight_decay" not in vars(model)
+    assert not any(name.startswith("rein") for name in model.no_weight_decay())
+
+
+def test_a_users_own_no_weight_decay_comes_back():
+    model = build("vit")
+    model.no_weight_decay = mine = lambda: {"norm.weight"}
+    rein.wrap(model, SMALL)
+    assert model.no_weight_decay() == {"norm.weight", "rein.tokens_a", "rein.tokens_b", "rein.scale"}
+    rein.unwrap(model)
+    assert model.no_weight_decay is mine
+
+
+def test_another_input_size_stays_frozen_and_refined():
+    model, bare = strong(rein.wrap(build("vit"), SMALL)), build("vit")
+    for each in (model, bare):
+        each.set_input_size((64, 32))
+    x = images(1, 64, 32)
+    assert not torch.allclose(model(x), bare(x))
+    groups = rein.param_groups(model)
+    assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in model.rein.parameters()}
+    model.train()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("rein.")] == []
+    model.pos_embed.requires_grad_(True)  # and may be unfrozen on purpose
+    model.train()
+    assert model.pos_embed.requires_grad
+
+
+@pytest.mark.filterwarnings("ignore")  # timm's own
+def test_another_window_size_stays_frozen():
+    settings = {"img_size": 64, "window_size": 4, "depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)}
+    model = rein.wrap(timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **settings), SMALL)
+    model.set_input_size((128, 128), window_size=8)
+    model.train()
+    assert model(images(1, 128, 128)).shape == (1, 192)
+    assert [name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("rein.")] == []
+
+
+def test_a_new_classifier_trains_and_the_backbone_does_not():
+    model = rein.wrap(timm.create_model("test_vit", num_classes=10), SMALL)
+    model.reset_classifier(3)
+    model.train()
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("rein.")}
+    assert trainable == {"head.weight", "head.bias"}
+    assert model.head.training
+    assert {id(model.head.weight), id(model.head.bias)} < {id(p) for g in rein.param_groups(model) for p in g["params"]}
+
+
+def test_images_of_changing_size():
+    model, bare = strong(rein.wrap(build("dinov3"), SMALL)), build("dinov3")
+    for size in ((32, 32), (16, 64), (40, 24)):
+        x = images(1, *size)
+        assert not torch.allclose(model(x), bare(x))
+        assert model(x).shape == bare(x).shape
+
+
+@pytest.mark.parametrize("family", ["vit with patch dropout", "eva with dropout"])
+def test_dropped_patches_are_refined_without_a_grid(family):
+    model = strong(rein.wrap(build(family), SMALL))
+    model.patch_drop.training = True  # the user wants it back
+    out = model.forward_features(images())
+    assert out.shape[1] == 1 + 8
+    out.square().mean().backward()
+    assert (model.rein.tokens_a.grad.flatten(1).abs().amax(1) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["xcit_nano_12_p8_224", "test_resnet"])
+def test_statistics_of_batch_norm_in_a_frozen_backbone_do_not_move(name):
+    model = strong(rein.wrap(timm.create_model(name, num_classes=0), SMALL)).train()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d)]
+    assert norms
+    before = [(norm.running_mean.clone(), norm.num_batches_tracked.clone()) for norm in norms]
+    model(images(2, 64, 64)).sum().backward()
+    for norm, (mean, count) in zip(norms, before, strict=True):
+        assert torch.equal(norm.running_mean, mean)
+        assert torch.equal(norm.num_batches_tracked, count)
+
+
+def test_pruning_before_wrapping_gives_fewer_layers_and_after_it_fewer_are_used():
+    model = build("vit")
+    model.prune_intermediate_layers([1], prune_norm=True)
+    assert rein.wrap(model, SMALL).rein.num_layers == 2
+    model = strong(rein.wrap(build("vit"), SMALL))
+    expected = model.forward_intermediates(images(), indices=[1], intermediates_only=True)[0]
+    model.prune_intermediate_layers([1])
+    assert torch.equal(model.forward_intermediates(images(), indices=[1], intermediates_only=True)[0], expected)
+
+
+def test_channels_last_and_inference_mode_give_the_same_numbers():
+    model = strong(rein.wrap(timm.create_model("test_convnext", num_classes=0).eval(), SMALL))
+    x = images(2, 64, 96)
+    with torch.no_grad():
+        expected = model(x)
+    with torch.inference_mode():
+        got = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    assert torch.allclose(got, expected, atol=1e-5)

@@ -1,0 +1,190 @@
+"""Backbones that are not timm's own models: Hugging Face's, torch.hub's DINOv2, encoders of other libraries, audio and video."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import rein
+from models import build, images
+from rein import backbones
+from rein.testing import BrokenPromiseError, check_backbone, tiny_vit
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def layers_of(model):
+    """The blocks of a Hugging Face model, whose place changes with its version."""
+    return list(model.layers if hasattr(model, "layers") else model.encoder.layer)
+
+
+def test_a_hugging_face_dinov2_by_its_layers():
+    transformers = pytest.importorskip("transformers")
+    model = transformers.Dinov2Model(transformers.Dinov2Config(**SMALL, image_size=56, patch_size=14)).eval()
+    blocks = layers_of(model)
+    assert [(s.width, s.num_prefix_tokens) for s in backbones.find_sites(model, blocks)] == [(32, 1)] * 3
+    assert "compile" in check_backbone(model, images(1, 56, 84), blocks=blocks)
+
+
+def test_a_timm_model_inside_a_hugging_face_one_is_found():
+    transformers = pytest.importorskip("transformers")
+    model = transformers.TimmWrapperModel(transformers.TimmWrapperConfig(architecture="test_vit", do_pooling=False)).eval()
+    assert backbones.find_sites(model)[0].path == "timm_model.blocks.0"
+    assert backbones.architecture(model) == "test_vit"
+    check_backbone(model, images(1, 160, 160), compile=False)
+
+
+def test_audio_and_video_tokens_need_no_grid():
+    transformers = pytest.importorskip("transformers")
+    audio = transformers.ASTModel(transformers.ASTConfig(**SMALL, max_length=64, num_mel_bins=32)).eval()
+    with pytest.raises(rein.UnsupportedBackboneError, match="example_inputs"):
+        rein.wrap(audio, blocks=layers_of(audio), num_prefix_tokens=2)
+    check_backbone(audio, (torch.randn(1, 64, 32),), blocks=layers_of(audio), num_prefix_tokens=2, compile=False)
+    settings = {**SMALL, "image_size": 32, "patch_size": 8, "num_frames": 4}
+    video = transformers.VideoMAEModel(transformers.VideoMAEConfig(**settings)).eval()
+    clip = {"pixel_values": torch.randn(1, 4, 3, 32, 32)}
+    check_backbone(video, clip, blocks=layers_of(video), num_prefix_tokens=0, compile=False)
+    with pytest.raises(rein.UnsupportedBackboneError, match="Give it with num_prefix_tokens=N"):
+        rein.wrap(video, blocks=layers_of(video), example_inputs=clip)
+
+
+def test_an_encoder_inside_a_segmentation_model_is_found():
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    model = smp.Unet("tu-test_resnet", encoder_weights=None, encoder_depth=4, decoder_channels=(32, 16, 16, 8)).eval()
+    assert backbones.find_sites(model)[0].path == "encoder.model.layer1.0"
+    check_backbone(model, images(1, 64, 96), compile=False)
+    model = smp.DPT("tu-test_vit", encoder_weights=None).eval()
+    rein.wrap(model.encoder)  # the decoder trains on
+    assert {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad} > {"decoder", "segmentation_head"}
+    model.encoder.model.train()
+    model(images(1, 160, 160)).sum().backward()
+    tokens = model.encoder.rein.tokens_a.grad.flatten(1).abs().amax(1)
+    last = max(model.encoder.out_indices if hasattr(model.encoder, "out_indices") else [len(tokens) - 1])
+    assert (tokens[:last] > 0).all()
+
+
+class HubBlock(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(dim), nn.MultiheadAttention(dim, 2, batch_first=True)
+        self.norm2, self.mlp = nn.LayerNorm(dim), nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x):
+        y = self.norm1(x)
+        x = x + self.attn(y, y, y, need_weights=False)[0]
+        return x + self.mlp(self.norm2(x))
+
+
+class HubDinoVisionTransformer(nn.Module):
+    """The block structure of torch.hub's DINOv2: blocks in chunks that are padded with identities, registers, a dictionary out."""
+
+    def __init__(self, dim=32, registers=4):
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, dim, 14, 14)
+        self.cls_token, self.register_tokens = nn.Parameter(torch.randn(1, 1, dim)), nn.Parameter(torch.randn(1, registers, dim))
+        self.pos_embed = nn.Parameter(torch.randn(1, 4 * 4, dim))
+        self.blocks = nn.ModuleList(
+            nn.ModuleList([*(nn.Identity() for _ in range(2 * chunk)), HubBlock(dim), HubBlock(dim)]) for chunk in range(2)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x):
+        x = self.patch_embed(x)
+        pos = self.pos_embed.mT.unflatten(2, (4, 4))
+        x = (x + nn.functional.interpolate(pos, x.shape[-2:], mode="bicubic")).flatten(2).mT
+        x = torch.cat((self.cls_token.expand(len(x), -1, -1), self.register_tokens.expand(len(x), -1, -1), x), 1)
+        for chunk in self.blocks:
+            for block in chunk:
+                x = block(x)
+        x = self.norm(x)
+        return {"x_norm_clstoken": x[:, 0], "x_norm_patchtokens": x[:, 5:]}
+
+
+def test_dinov2_of_torch_hub_by_its_blocks():
+    torch.manual_seed(0)
+    model = HubDinoVisionTransformer().eval()
+    blocks = [block for chunk in model.blocks for block in chunk if isinstance(block, HubBlock)]
+    sites = backbones.find_sites(model, blocks)
+    assert [(s.path, s.num_prefix_tokens) for s in sites] == [(f"blocks.{i}", 5) for i in ("0.0", "0.1", "1.2", "1.3")]
+    assert "compile" in check_backbone(model, images(1, 56, 84), blocks=blocks)
+
+
+def test_naflexvit_takes_its_dictionary_of_patches():
+    naflex = timm.create_model(
+        "naflexvit_base_patch16_gap", num_classes=0, patch_size=8, embed_dim=32, depth=2, num_heads=2, reg_tokens=2
+    )
+    rows, columns = torch.meshgrid(torch.arange(3), torch.arange(4), indexing="ij")
+    patches = {
+        "patches": torch.randn(2, 12, 8 * 8 * 3),
+        "patch_coord": torch.stack((rows, columns), -1).reshape(1, 12, 2).repeat(2, 1, 1),
+        "patch_valid": torch.arange(12).expand(2, 12) < torch.tensor([[12], [9]]),
+    }
+    checked = check_backbone(naflex, (patches,), compile=False)
+    assert "gradients" in checked
+    model = rein.wrap(naflex.eval(), rein.ReinConfig(num_tokens=5, scale_init=0.5))  # measured with an image, used with patches
+    with torch.no_grad():
+        refined = model(patches)
+        with rein.disabled(model):
+            assert not torch.allclose(model(patches), refined)
+
+
+class Forgetful(nn.Module):
+    """Blocks that run a second time while the first result is used: what rein does there is lost."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.block, self.out = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).mT
+        self.block(x)
+        return self.out(x.mean(1))
+
+
+def test_a_broken_promise_is_named():
+    with pytest.raises(BrokenPromiseError, match="^features: the model's outputs do not see the adapter"):
+        check_backbone(Forgetful(), images(), blocks=["block"])
+
+    class Noisy(HubDinoVisionTransformer):
+        def forward(self, x):
+            x = super().forward(x)["x_norm_patchtokens"]
+            return x + torch.randn_like(x)
+
+    with pytest.raises(BrokenPromiseError, match="^disabled: the outputs are not the bare ones"):
+        check_backbone(Noisy(), images(1, 56, 56), blocks=["blocks.0.0"])
+
+    class InPlace(nn.Linear):
+        def forward(self, x):
+            self.running = getattr(self, "running", 0) + 1
+            return super().forward(x) * (1 + self.training)
+
+    model = HubDinoVisionTransformer()
+    model.blocks[0][1] = InPlace(32, 32)
+    assert "frozen" in check_backbone(model, images(1, 56, 56), blocks=["blocks.0.1"], compile=False)
+    assert issubclass(BrokenPromiseError, AssertionError)
+
+
+def test_check_backbone_refuses_what_it_cannot_judge():
+    with pytest.raises(rein.errors.InputError, match="wants a bare model; call rein.unwrap"):
+        check_backbone(rein.wrap(tiny_vit()), images())
+    nan = tiny_vit()
+    nan.blocks[0].norm1.weight.data.fill_(torch.nan)
+    with pytest.raises(rein.errors.InputError, match="not finite"):
+        check_backbone(nan, images())
+    with pytest.raises(rein.UnsupportedBackboneError, match="where the blocks of Linear are is not known"):
+        check_backbone(nn.Linear(3, 3), torch.randn(2, 3))
+
+
+def test_a_sequential_model_runs_past_its_adapter():
+    model = nn.Sequential(build("vit"), nn.LayerNorm(32))
+    check_backbone(model, images(), compile=False)
+    assert backbones.find_sites(model)[0].path == "0.blocks.0"
+
+
+def test_hooks_that_were_there_before_see_refined_features():
+    model, seen = build("vit"), []
+    model.blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    model(images())
+    rein.wrap(model, rein.ReinConfig(num_tokens=5, scale_init=0.5))(images())
+    assert not torch.allclose(seen[0], seen[1])
