@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "backbones",
         help="what rein makes of timm's models: blocks, widths, prefix rows, parameters, or why not",
         description="List, for every model of timm that PATTERN names, the blocks that an adapter refines, their widths, the "
-        "prefix rows that pass through, the adapter's parameters and their fraction; or why not. No weights are downloaded or allocated.",
+        "prefix rows that pass through, the adapter's parameters and their fraction; or why not. Nothing is downloaded.",
     )
     backbones.add_argument(
         "pattern", nargs="?", default="*", metavar="PATTERN", help="shell-style, as in '*dinov2*' (default: all)"
