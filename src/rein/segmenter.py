@@ -26,12 +26,13 @@ class Segmenter(nn.Module):
 
     Args:
         backbone: a timm model, wrapped or bare; held as `backbone`, not copied.
-        head: one of `rein.heads`, built for `len(head.in_channels)` maps.
+        head: one of `rein.heads`, built for `len(head.in_channels)` maps. One that uses queries learns its own where the backbone has
+            none, so that baselines without an adapter use the same head.
         indices: the blocks whose outputs become maps, from 0. Default: the last block for one map, the paper's depth x
             {1/3, 1/2, 2/3, 1} for four, evenly spaced ones ending with the last otherwise.
 
     Raises:
-        InputError: the indices do not exist, or are not as many as the head's maps; or the head wants queries and there are none.
+        InputError: the indices do not exist, or are not as many as the head's maps.
         UnsupportedBackboneError: the backbone's blocks are not known.
     """
 
@@ -39,7 +40,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.indices = check_indices(len(backbones.map_channels(backbone)), len(head.in_channels), indices)
         if head.uses_queries and not _has_queries(backbone):
-            raise InputError(f"{type(head).__name__} uses queries; wrap the backbone with ReinConfig(query_dim=...) first.")
+            head.learn_queries()
         self.backbone, self.head = backbone, head
 
     def train(self, mode: bool = True) -> Segmenter:
@@ -96,33 +97,87 @@ class Segmenter(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, images: Tensor, window: int | tuple[int, int] | None = 512, stride: int | tuple[int, int] | None = 341
+        self,
+        images: Tensor,
+        window: int | tuple[int, int] | None = 512,
+        stride: int | tuple[int, int] | None = 341,
+        *,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        window_batch: int = 1,
     ) -> Tensor:
         """Logits for judging: eval mode, no gradients, sliding windows whose logits are averaged where they overlap.
+
+        Beside the result, memory goes by the window and not by the image.
 
         Args:
             images: as in `forward`.
             window: side of the windows in pixels, or (height, width); None predicts the whole image at once. An image
                 smaller than the window is one window.
             stride: from one window to the next in pixels, or (vertical, horizontal); None means two thirds of the window.
+            flip: average with the prediction of the mirrored images.
+            scales: sizes of the images, as factors, whose logits are averaged.
+            window_batch: how many windows of each image run at once.
 
         Returns:
             (B, K, H, W). Every module's mode is again what it was.
 
         Raises:
-            InputError: as `forward`; or a window or stride below 1, or a stride that exceeds the window and leaves gaps.
+            InputError: as `forward`; or a window, stride, scale or batch that cannot be, or a stride that exceeds the window and
+                leaves gaps.
         """
         self._check(images)
+        size = None if window is None else _pair(window)
+        step = size and (_two_thirds(size) if stride is None else _pair(stride))
+        if size and step and (min(size + step) < 1 or step[0] > size[0] or step[1] > size[1]):
+            raise InputError(
+                f"window {size} and stride {step} must be at least 1 pixel, and the stride no larger than the window."
+            )
+        if not scales or min(scales) <= 0 or type(window_batch) is not int or window_batch < 1:
+            raise InputError(f"scales {scales!r} must be above 0, at least one, and window_batch {window_batch!r} at least 1.")
+        total: Tensor | None = None
         with evaluating(self):
-            if window is None:
-                return self(images)
-            size = _pair(window)
-            step = _two_thirds(size) if stride is None else _pair(stride)
-            if min(size + step) < 1 or step[0] > size[0] or step[1] > size[1]:
-                raise InputError(
-                    f"window {size} and stride {step} must be at least 1 pixel, and the stride no larger than the window."
-                )
-            return self._slide(images, size, step)
+            for scale, mirrored in product(scales, (False, True) if flip else (False,)):
+                seen = images.flip(-1) if mirrored else images
+                if scale != 1:
+                    scaled = [max(1, round(side * scale)) for side in images.shape[-2:]]
+                    seen = F.interpolate(seen, scaled, mode="bilinear", align_corners=False)
+                logits = self(seen) if size is None or step is None else self._slide(seen, size, step, window_batch)
+                if scale != 1:
+                    logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+                logits = logits.flip(-1) if mirrored else logits
+                total = logits if total is None else total.add_(logits)
+        assert total is not None
+        turns = len(scales) * (1 + flip)
+        return total if turns == 1 else total.div_(turns)
+
+    @torch.no_grad()
+    def instances(self, images: Tensor, limit: int = 100) -> list[heads.Instances]:
+        """The `limit` best instances of each image, for a head that tells them apart; the whole image at once, in eval mode.
+
+        Raises:
+            InputError: as `forward`; or the head has no instances, or the images exceed the backbone's fixed size.
+        """
+        return self._segments(images, "instances", limit=limit)
+
+    @torch.no_grad()
+    def panoptic(self, images: Tensor, things: Sequence[int] | None = None, **thresholds: float) -> list[heads.Panoptic]:
+        """Segments of each image that do not overlap, as `instances`; `things` are the classes whose segments stay apart.
+
+        `score_threshold` and `overlap_threshold`, 0.8 each, are those of `heads.masks.panoptic_of`.
+        """
+        return self._segments(images, "panoptic", things=things, **thresholds)
+
+    def _segments(self, images: Tensor, kind: str, **settings: Any) -> list[Any]:
+        fixed = self._check(images).covered
+        segments_of = getattr(self.head, kind, None)
+        if segments_of is None:
+            raise InputError(f"{type(self.head).__name__} gives a class for each pixel, no {kind}; use heads.Mask2FormerHead.")
+        if fixed is not None and _exceeds(images, fixed):
+            raise InputError(f"images are {tuple(images.shape[-2:])}, the backbone takes {fixed}; instances cannot slide.")
+        with evaluating(self):
+            maps, queries, target = self._features(images)
+            return [each.cropped(images.shape[-2:]) for each in segments_of(maps, target, queries, **settings)]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write adapter and head to one file; the backbone's own weights are not in it.
@@ -214,25 +269,26 @@ class Segmenter(nn.Module):
 
     def _whole(self, images: Tensor) -> Tensor:
         maps, queries, target = self._features(images)
-        logits = self.head(maps, queries)
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        logits = F.interpolate(logits, target, mode="bilinear", align_corners=False)
+        logits = self.head.predict(maps, target, queries)
         return logits[..., : images.shape[-2], : images.shape[-1]]
 
-    def _slide(self, images: Tensor, window: Size, stride: Size) -> Tensor:
+    def _slide(self, images: Tensor, window: Size, stride: Size, window_batch: int = 1) -> Tensor:
         height, width = images.shape[-2:]
         rows, columns = _windows(height, window[0], stride[0]), _windows(width, window[1], stride[1])
-        if len(rows) == len(columns) == 1:
+        places = list(product(rows, columns))  # all of one size
+        if len(places) == 1:
             return self(images)
         total = count = images.new_zeros(())
-        for row, column in product(rows, columns):
-            logits = self(images[..., row, column])
-            if total.ndim == 0:
-                total = logits.new_zeros(len(images), logits.shape[1], height, width)
-                count = logits.new_zeros(height, width)
-            total[..., row, column] += logits
-            count[row, column] += 1
-        return total / count
+        for start in range(0, len(places), window_batch):
+            chosen = places[start : start + window_batch]
+            batch = self(torch.cat([images[..., row, column] for row, column in chosen]))
+            for (row, column), logits in zip(chosen, batch.split(len(images)), strict=True):
+                if total.ndim == 0:
+                    total = logits.new_zeros(len(images), logits.shape[1], height, width)
+                    count = logits.new_zeros(height, width)
+                total[..., row, column] += logits
+                count[row, column] += 1
+        return total.div_(count) if not total.requires_grad else total / count
 
 
 def default_indices(depth: int, num_maps: int) -> list[int]:

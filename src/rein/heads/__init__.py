@@ -1,8 +1,11 @@
 """Segmentation heads: feature maps (and queries) in, logits out. They know no backbone and no adapter."""
 
 from rein.heads.base import Head
+from rein.heads.decoder import DecoderHead
 from rein.heads.fpn import FPNHead
 from rein.heads.linear import LinearHead
+from rein.heads.mask2former import Mask2FormerHead
+from rein.heads.masks import Instances, Panoptic
 from rein.heads.pyramid import FeaturePyramid
 
-__all__ = ["FPNHead", "FeaturePyramid", "Head", "LinearHead"]
+__all__ = ["DecoderHead", "FPNHead", "FeaturePyramid", "Head", "Instances", "LinearHead", "Mask2FormerHead", "Panoptic"]

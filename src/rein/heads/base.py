@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rein.errors import InputError
 
 IGNORE_LABEL = 255
+Size = tuple[int, int]
 
 
 class Head(nn.Module):
@@ -27,8 +28,14 @@ class Head(nn.Module):
         InputError: no map, a count below 1, or more classes than labels of one byte can tell from 255.
     """
 
-    uses_queries = False
-    """Whether `forward` wants the adapter's queries."""
+    @property
+    def uses_queries(self) -> bool:
+        """Whether `forward` wants the adapter's queries."""
+        return False
+
+    def learn_queries(self, num_queries: int = 100) -> None:
+        """For a head that uses queries, called where there is no adapter to give them: learn some."""
+        raise InputError(f"{type(self).__name__} uses an adapter's queries and cannot learn its own.")
 
     def __init__(self, in_channels: int | Sequence[int], num_classes: int, **settings: Any) -> None:
         super().__init__()
@@ -68,6 +75,12 @@ class Head(nn.Module):
             (B, K, h', w').
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def predict(self, maps: Sequence[Tensor], size: Size, queries: Tensor | None = None) -> Tensor:
+        """Logits (B, K, H, W) at `size`; by default those of `forward`, resized bilinearly, in at least float32."""
+        logits = self(maps, queries)
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
     def loss(self, maps: Sequence[Tensor], labels: Tensor, queries: Tensor | None = None) -> Tensor:
         """Mean cross-entropy over the labelled pixels, at the labels' resolution.

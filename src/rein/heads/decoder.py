@@ -1,0 +1,109 @@
+"""Decoders of segmentation_models_pytorch over the same maps: DPT, UPerNet, SegFormer, FPN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rein.errors import InputError
+from rein.extras import require
+from rein.heads.base import Head
+
+_PACKAGE = "segmentation_models_pytorch.decoders"
+
+
+def _dpt(channels: list[int], options: dict[str, Any]) -> tuple[nn.Module, int]:
+    fixed: dict[str, Any] = {"encoder_output_strides": [16] * 4, "encoder_has_prefix_tokens": False, "readout": "ignore"}
+    options = fixed | options
+    decoder = _class("dpt", "DPTDecoder")(encoder_out_channels=channels, **options)
+    return decoder, int(options.get("fusion_channels", 256))
+
+
+def _upernet(channels: list[int], options: dict[str, Any]) -> tuple[nn.Module, int]:
+    decoder = _class("upernet", "UPerNetDecoder")(encoder_channels=[3, 0, *channels], **options)
+    return decoder, options.get("decoder_channels", 256)
+
+
+def _segformer(channels: list[int], options: dict[str, Any]) -> tuple[nn.Module, int]:
+    decoder = _class("segformer", "SegformerDecoder")(encoder_channels=[3, 0, *channels], **options)
+    return decoder, options.get("segmentation_channels", 256)
+
+
+def _fpn(channels: list[int], options: dict[str, Any]) -> tuple[nn.Module, int]:
+    decoder = _class("fpn", "FPNDecoder")(encoder_channels=[3, 0, *channels], **options)
+    return decoder, decoder.out_channels
+
+
+_DECODERS: dict[str, Callable[[list[int], dict[str, Any]], tuple[nn.Module, int]]] = {
+    "dpt": _dpt,
+    "upernet": _upernet,
+    "segformer": _segformer,
+    "fpn": _fpn,
+}
+
+
+class DecoderHead(Head):
+    """A decoder of segmentation_models_pytorch over four maps, dropout, and a 1 x 1 classifier.
+
+    The maps are brought to exact halves of each other, finest eight times the coarsest (for DPT to one even size), since these
+    decoders add what they double; patch 14 and odd sizes are therefore taken. Those that hold batch norm keep the source domain's
+    statistics.
+
+    Args:
+        in_channels: channels of each of the four maps, finest first.
+        num_classes: K.
+        decoder: `dpt` (arXiv 2103.13413), `upernet` (arXiv 1807.10221), `segformer` (arXiv 2105.15203) or `fpn` (arXiv 1901.02446).
+        dropout: probability of dropping a channel before the classifier, in training.
+        options: further arguments of the library's decoder class, JSON-safe.
+
+    Raises:
+        InputError: another decoder, not four maps, or options that the class does not take.
+        MissingExtraError: segmentation_models_pytorch is not installed (extra `heads`).
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        decoder: str = "dpt",
+        dropout: float = 0.1,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(in_channels, num_classes, decoder=decoder, dropout=dropout, options=dict(options or {}))
+        if decoder not in _DECODERS:
+            raise InputError(f"there is no decoder {decoder!r}; there are {', '.join(_DECODERS)}.")
+        if len(self.in_channels) != 4:
+            raise InputError(f"the {decoder} decoder wants four maps; got in_channels {list(self.in_channels)}.")
+        self.name = decoder
+        try:
+            self.decoder, channels = _DECODERS[decoder](list(self.in_channels), dict(options or {}))
+        except TypeError as error:
+            raise InputError(f"the {decoder} decoder cannot be built with options {options}: {error}.") from error
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, maps: Sequence[Tensor], queries: Tensor | None = None) -> Tensor:
+        """Maps (B, C_i, h_i, w_i) -> logits (B, K, h, w), four to eight times as fine as a plain ViT's; `queries` are not used."""
+        self.check_maps(maps)
+        coarsest = [-(-side // 2) if len({m.shape[-2:] for m in maps}) == 1 else side for side in maps[-1].shape[-2:]]
+        factors = (2, 2, 2, 2) if self.name == "dpt" else (8, 4, 2, 1)
+        levels = [_resized(m, (coarsest[0] * f, coarsest[1] * f)) for m, f in zip(maps, factors, strict=True)]
+        if self.name == "dpt":
+            return self.classifier(self.dropout(self.decoder(levels, [None] * 4)))
+        height, width = levels[0].shape[-2:]
+        image = levels[0].new_empty(len(levels[0]), 0, 4 * height, 4 * width)  # only their sizes are looked at
+        half = levels[0].new_empty(len(levels[0]), 0, 2 * height, 2 * width)
+        return self.classifier(self.dropout(self.decoder([image, half, *levels])))
+
+
+def _class(module: str, name: str) -> Any:
+    return getattr(require(f"{_PACKAGE}.{module}.decoder", "heads"), name)
+
+
+def _resized(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
+    if (feature_map.shape[-2], feature_map.shape[-1]) == size:
+        return feature_map
+    return F.interpolate(feature_map, size, mode="bilinear", align_corners=False)

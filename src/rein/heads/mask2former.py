@@ -1,0 +1,259 @@
+"""The paper's decoder: Mask2Former whose queries are linked to the adapter's tokens.
+
+Sources: Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", CVPR 2022, arXiv 2112.01527; the link is
+Eq. 8-10 of arXiv 2312.04265. Pixel decoder, masked-attention decoder, matcher and losses are those of the transformers library.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rein.errors import InputError
+from rein.extras import require
+from rein.heads.base import IGNORE_LABEL, Head, Size
+from rein.heads.masks import Instances, Panoptic, instances_of, panoptic_of, semantic_of
+from rein.heads.pyramid import FeaturePyramid
+
+_NUM_LEVELS = 3  # of the pixel decoder's attention and of the masked attention; the fourth and finest map meets them in a FPN
+
+
+class Mask2FormerHead(Head):
+    """Multi-scale deformable pixel decoder and masked-attention decoder over four maps.
+
+    The adapter's queries (m, q) serve as query position embedding, and Linear(queries) as query features. With `num_queries` the head
+    learns its own of both instead, for backbones without an adapter; `Segmenter` arranges that where the backbone has no queries.
+
+    Args:
+        in_channels: channels of each of the four maps, finest first. Maps of one size are made a pyramid (`FeaturePyramid`).
+        num_classes: K; one more is learned for "no object".
+        channels: width throughout, and q of the queries; a multiple of 32.
+        num_queries: how many queries the head learns; None takes them from the adapter.
+        encoder_layers: of the pixel decoder.
+        encoder_feedforward: hidden width of their MLPs.
+        decoder_layers: of the masked-attention decoder; layer l attends to level l modulo 3.
+        decoder_feedforward: hidden width of their MLPs.
+        attention_heads: of both.
+        num_points: at how many points of a mask its losses are computed.
+        oversample: candidates per point, of which the most uncertain are taken.
+        importance: share of the points that are so chosen; the rest are uniform.
+        weights: of classification, binary cross-entropy and dice, in loss and matching.
+        no_object_weight: of the class "no object" in the cross-entropy.
+
+    Raises:
+        InputError: not four maps, or widths that do not divide.
+        MissingExtraError: transformers or scipy is not installed (extra `mask2former`).
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        channels: int = 256,
+        num_queries: int | None = None,
+        encoder_layers: int = 6,
+        encoder_feedforward: int = 1024,
+        decoder_layers: int = 9,
+        decoder_feedforward: int = 2048,
+        attention_heads: int = 8,
+        num_points: int = 12544,
+        oversample: float = 3.0,
+        importance: float = 0.75,
+        weights: Sequence[float] = (2.0, 5.0, 5.0),
+        no_object_weight: float = 0.1,
+    ) -> None:
+        settings = {
+            key: value for key, value in locals().items() if key not in ("self", "in_channels", "num_classes", "__class__")
+        }
+        super().__init__(in_channels, num_classes, **{**settings, "weights": list(weights)})
+        if len(self.in_channels) != _NUM_LEVELS + 1 or len(weights) != 3:
+            raise InputError(
+                f"Mask2FormerHead wants four maps and three weights; got {list(self.in_channels)} and {list(weights)}."
+            )
+        if channels % 32 or channels % attention_heads:
+            raise InputError(f"channels is {channels}; it must be a multiple of 32 and of the {attention_heads} attention heads.")
+        require("scipy", "mask2former")
+        library: Any = require("transformers.models.mask2former.modeling_mask2former", "mask2former")
+        config = library.Mask2FormerConfig(
+            feature_size=channels,
+            mask_feature_size=channels,
+            hidden_dim=channels,
+            encoder_feedforward_dim=encoder_feedforward,
+            encoder_layers=encoder_layers,
+            decoder_layers=decoder_layers + 1,  # the library counts the prediction before the first layer
+            num_attention_heads=attention_heads,
+            dim_feedforward=decoder_feedforward,
+            dropout=0.0,
+            train_num_points=num_points,
+            oversample_ratio=oversample,
+            importance_sample_ratio=importance,
+            class_weight=weights[0],
+            mask_weight=weights[1],
+            dice_weight=weights[2],
+            no_object_weight=no_object_weight,
+            num_labels=num_classes,
+        )
+        self.channels = channels
+        self.pyramid = FeaturePyramid()
+        self.pixel_decoder = library.Mask2FormerPixelDecoder(config, feature_channels=list(self.in_channels))
+        self.decoder = library.Mask2FormerMaskedAttentionDecoder(config)
+        self.position_embedding = library.Mask2FormerSinePositionEmbedding(channels // 2, normalize=True)
+        self.level_embed = nn.Embedding(_NUM_LEVELS, channels)
+        self.class_predictor = nn.Linear(channels, num_classes + 1)
+        self.query_features: nn.Module = nn.Linear(channels, channels)
+        self.criterion = library.Mask2FormerLoss(
+            config, {"loss_cross_entropy": weights[0], "loss_mask": weights[1], "loss_dice": weights[2]}
+        )
+        self._initialize()
+        if num_queries is not None:
+            self.learn_queries(num_queries)
+
+    @property
+    def uses_queries(self) -> bool:
+        """Whether the queries come from the adapter."""
+        return self.settings["num_queries"] is None
+
+    def learn_queries(self, num_queries: int = 100) -> None:
+        """Learn `num_queries` queries and their features in place of the adapter's."""
+        if isinstance(num_queries, bool) or not isinstance(num_queries, int) or num_queries < 1:
+            raise InputError(f"num_queries is {num_queries!r}; it must be a whole number of at least 1.")
+        self.query_features = nn.Embedding(num_queries, self.channels).to(self.class_predictor.weight)
+        self.query_positions = nn.Embedding(num_queries, self.channels).to(self.class_predictor.weight)
+        self.settings["num_queries"] = num_queries
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """As Mask2Former's authors; the library does this only for whole models."""
+        for parameter in [*self.pixel_decoder.encoder.parameters(), *self.decoder.layers.parameters()]:
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+        for projection in self.pixel_decoder.input_projections:
+            nn.init.xavier_uniform_(projection[0].weight)
+            nn.init.zeros_(projection[0].bias)
+        for name, module in self.pixel_decoder.named_children():
+            for part in module.modules():
+                if isinstance(part, nn.Conv2d) and name != "input_projections":
+                    nn.init.kaiming_uniform_(part.weight, a=1)
+                    if part.bias is not None:
+                        nn.init.zeros_(part.bias)
+        nn.init.normal_(self.pixel_decoder.level_embed)
+        for layer in self.pixel_decoder.encoder.layers:
+            attention = layer.self_attn
+            for part in (attention.sampling_offsets, attention.attention_weights):
+                nn.init.zeros_(part.weight)
+            for part in (attention.attention_weights, attention.value_proj, attention.output_proj):
+                nn.init.zeros_(part.bias)
+            attention.sampling_offsets.bias.copy_(_star(attention.n_heads, attention.n_levels, attention.n_points))
+
+    def _decode(self, maps: Sequence[Tensor], queries: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Class logits (B, m, K + 1) and mask logits (B, m, h, w) before the first layer and after each."""
+        self.check_maps(maps)
+        positions, features = self._queries(queries)
+        pixels = self.pixel_decoder(self.pyramid(maps), output_hidden_states=False, output_attentions=False, return_dict=True)
+        levels = pixels.multi_scale_features[:_NUM_LEVELS]  # coarsest first
+        decoded = self.decoder(
+            inputs_embeds=features[:, None].expand(-1, len(maps[0]), -1),
+            query_position_embeddings=positions[:, None].expand(-1, len(maps[0]), -1),
+            multi_stage_positional_embeddings=[
+                self.position_embedding(level.shape, level.device, level.dtype).flatten(2).permute(2, 0, 1) for level in levels
+            ],
+            encoder_hidden_states=[
+                (level.flatten(2) + self.level_embed.weight[i][:, None]).permute(2, 0, 1) for i, level in enumerate(levels)
+            ],
+            pixel_embeddings=pixels.mask_features,
+            feature_size_list=[level.shape[-2:] for level in levels],
+            output_hidden_states=False,
+            output_attentions=False,
+            return_dict=True,
+        )
+        for state, masks in zip(decoded.intermediate_hidden_states, decoded.masks_queries_logits, strict=True):
+            yield self.class_predictor(state.transpose(0, 1)), masks
+
+    def _queries(self, queries: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Positions and features, (m, C) each."""
+        if isinstance(self.query_features, nn.Embedding):
+            return self.query_positions.weight, self.query_features.weight
+        if queries is None:
+            raise InputError(
+                "this Mask2FormerHead is linked to an adapter's queries; pass them, or build it with num_queries=100."
+            )
+        if queries.ndim != 2 or queries.shape[1] != self.channels:
+            raise InputError(
+                f"queries must be (m, {self.channels}), as the head's channels; got {tuple(queries.shape)}. Build the adapter with "
+                f"ReinConfig(query_dim={self.channels}), or the head with channels={queries.shape[-1]}."
+            )
+        return queries, self.query_features(queries)
+
+    def _last(self, maps: Sequence[Tensor], queries: Tensor | None) -> tuple[Tensor, Tensor]:
+        *_, last = self._decode(maps, queries)
+        return last
+
+    def forward(self, maps: Sequence[Tensor], queries: Tensor | None = None) -> Tensor:
+        """Semantic scores (B, K, h, w) at the size of the masks: over the queries, the sum of class times mask probability."""
+        classes, masks = self._last(maps, queries)
+        return semantic_of(classes, masks, (masks.shape[-2], masks.shape[-1]))
+
+    def predict(self, maps: Sequence[Tensor], size: Size, queries: Tensor | None = None) -> Tensor:
+        """Semantic scores (B, K, H, W) at `size`; mask logits are resized before they become probabilities."""
+        return semantic_of(*self._last(maps, queries), size)
+
+    def instances(self, maps: Sequence[Tensor], size: Size, queries: Tensor | None = None, limit: int = 100) -> list[Instances]:
+        """The `limit` best (query, class) pairs of each image as instances at `size`."""
+        return instances_of(*self._last(maps, queries), size, limit)
+
+    def panoptic(
+        self,
+        maps: Sequence[Tensor],
+        size: Size,
+        queries: Tensor | None = None,
+        things: Sequence[int] | None = None,
+        score_threshold: float = 0.8,
+        overlap_threshold: float = 0.8,
+    ) -> list[Panoptic]:
+        """Each image's segments at `size`, without overlap; arguments as in `heads.masks.panoptic_of`."""
+        return panoptic_of(*self._last(maps, queries), size, things, score_threshold, overlap_threshold)
+
+    def loss(self, maps: Sequence[Tensor], labels: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Set loss of the last and, for deep supervision, of every earlier prediction: each class in an image is one mask.
+
+        Args:
+            maps: as in `forward`.
+            labels: (B, H, W), integers below K; pixels of 255 belong to no mask. An image that is all 255 counts for nothing.
+            queries: as in `forward`.
+
+        Returns:
+            A scalar; zero, with zero gradients, where every label is 255.
+        """
+        predictions = [(classes.float(), masks.float()) for classes, masks in self._decode(maps, queries)]
+        present = [each.unique() for each in labels]
+        present = [classes[classes != IGNORE_LABEL].long() for classes in present]
+        counted = [image for image, classes in enumerate(present) if len(classes)]
+        if not counted:
+            return sum(((c.sum() + m.sum()) * 0 for c, m in predictions), labels.new_zeros((), dtype=torch.float32))
+        targets = [(labels[image] == present[image][:, None, None]).float() for image in counted]
+        with torch.autocast(labels.device.type, enabled=False):  # matching needs float32
+            *earlier, (classes, masks) = [(c[counted], m[counted]) for c, m in predictions]
+            losses = self.criterion(
+                masks,
+                classes,
+                targets,
+                [present[image] for image in counted],
+                [{"masks_queries_logits": m, "class_queries_logits": c} for c, m in earlier],
+            )
+        total = predictions[0][0].new_zeros(())
+        for name, loss in losses.items():
+            total = total + next(w for key, w in self.criterion.weight_dict.items() if name.startswith(key)) * loss
+        return total
+
+
+def _star(heads: int, levels: int, points: int) -> Tensor:
+    """First sampling offsets: each head looks in its own direction, point p by p + 1 pixels (Deformable DETR)."""
+    angles = torch.arange(heads) * (2 * math.pi / heads)
+    directions = torch.stack((angles.cos(), angles.sin()), -1)
+    directions = directions / directions.abs().amax(-1, keepdim=True)
+    steps = torch.arange(1, points + 1)
+    return (directions[:, None, None] * steps[:, None]).expand(heads, levels, points, 2).reshape(-1)

@@ -1,0 +1,218 @@
+"""The paper's decoder: queries, losses, what its masks say, and that it learns."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+
+import rein
+from models import build, images
+from rein import heads
+from rein.dgss.scenes import render
+from rein.errors import InputError
+from rein.heads.masks import instances_of, panoptic_of, semantic_of
+from test_heads import SMALL, maps_for, queries_for
+
+
+def make(num_classes=5, **settings):
+    torch.manual_seed(0)
+    return heads.Mask2FormerHead([12] * 4, num_classes, **{**SMALL, **settings})
+
+
+def test_the_defaults_are_the_papers():
+    head = heads.Mask2FormerHead([1024] * 4, 19)
+    assert len(head.pixel_decoder.encoder.layers) == 6
+    assert len(head.decoder.layers) == 9
+    assert head.decoder.layers[0].fc1.out_features == 2048
+    assert head.class_predictor.out_features == 20
+    criterion = head.criterion
+    assert (criterion.num_points, criterion.oversample_ratio, criterion.importance_sample_ratio) == (12544, 3.0, 0.75)
+    assert criterion.empty_weight.tolist() == [1.0] * 19 + [pytest.approx(0.1)]
+    matcher = criterion.matcher
+    assert (matcher.cost_class, matcher.cost_mask, matcher.cost_dice) == (2.0, 5.0, 5.0)
+    assert list(criterion.weight_dict.values()) == [2.0, 5.0, 5.0]
+    assert not [module for module in head.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0]
+
+
+def test_linked_queries_are_positions_and_through_a_linear_layer_features():
+    head, queries = make(), torch.randn(6, 32)
+    positions, features = head._queries(queries)
+    assert torch.equal(positions, queries)
+    assert torch.equal(features, F.linear(queries, head.query_features.weight, head.query_features.bias))
+    assert not any("query_positions" in name for name, _ in head.named_parameters())
+    own = make(num_queries=7)
+    assert {name for name, _ in own.named_parameters() if "query" in name} == {"query_features.weight", "query_positions.weight"}
+
+
+def test_gradients_reach_the_tokens_through_the_queries():
+    model = rein.wrap(build("vit"), rein.ReinConfig(num_tokens=6, query_dim=32))
+    head = heads.Mask2FormerHead([32] * 4, 3, **SMALL)
+    segmenter = rein.Segmenter(model, head)
+    labels = torch.zeros(2, 32, 32, dtype=torch.long)
+    segmenter.loss(images(), labels).backward()
+    assert (model.rein.query_merge.weight.grad.abs() > 0).any()
+    assert all(p.grad is not None for p in segmenter.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("method", ["frozen", "without queries"])
+def test_a_backbone_without_queries_gets_learned_ones(method, tmp_path):
+    backbone = build("vit")
+    if method == "without queries":
+        rein.wrap(backbone, rein.ReinConfig(num_tokens=6, query_dim=None))
+    else:
+        backbone.requires_grad_(False)
+    segmenter = rein.Segmenter(backbone, heads.Mask2FormerHead([32] * 4, 3, **SMALL))
+    assert segmenter.head.settings["num_queries"] == 100
+    segmenter.loss(images(), torch.zeros(2, 32, 32, dtype=torch.long)).backward()
+    assert all(p.grad is not None for p in segmenter.parameters() if p.requires_grad)
+    segmenter.eval().save(tmp_path / "s.safetensors")
+    again = rein.Segmenter.load(tmp_path / "s.safetensors", build("vit").requires_grad_(False)).eval()
+    assert torch.equal(again(images()), segmenter(images()))
+
+
+def test_queries_that_do_not_fit_are_refused():
+    head = make()
+    with pytest.raises(InputError, match="is linked to an adapter's queries; pass them, or build it with num_queries=100"):
+        head(maps_for(head))
+    with pytest.raises(InputError, match=r"queries must be \(m, 32\).*got \(6, 16\).*query_dim=32.*channels=16"):
+        head(maps_for(head), torch.randn(6, 16))
+    with pytest.raises(InputError, match="four maps"):
+        heads.Mask2FormerHead([12] * 3, 5)
+    with pytest.raises(InputError, match="channels is 40; it must be a multiple of 32"):
+        heads.Mask2FormerHead([12] * 4, 5, channels=40)
+
+
+def test_every_layer_is_supervised():
+    head = make()
+    predictions = list(head._decode(maps_for(head), queries_for(head)))
+    assert len(predictions) == 1 + SMALL["decoder_layers"]
+    loss = head.loss(maps_for(head), torch.zeros(2, 32, 48, dtype=torch.long), queries_for(head))
+    one = heads.Mask2FormerHead([12] * 4, 5, **{**SMALL, "decoder_layers": 1})
+    assert loss.item() > one.loss(maps_for(one), torch.zeros(2, 32, 48, dtype=torch.long), queries_for(one)).item()
+
+
+def test_the_loss_of_one_prediction_is_the_papers(monkeypatch):
+    """A second witness, written from the paper's equations: all points are known, so nothing is left to chance."""
+    head = make(num_points=4000)
+    labels = torch.zeros(1, 32, 48, dtype=torch.long)
+    labels[:, :, 20:] = 3
+    labels[:, :8] = 255
+    classes, masks = torch.randn(1, 6, 6), 3 * torch.randn(1, 6, 8, 12)
+    monkeypatch.setattr(type(head), "_decode", lambda self, maps, queries: iter([(classes, masks)]))
+    grid = torch.rand(40_000, 2)
+    targets = torch.stack([(labels[0] == c).float() for c in (0, 3)])
+
+    def sampled(each):
+        return F.grid_sample(each[:, None], (2 * grid - 1)[None, None].expand(len(each), -1, -1, -1), align_corners=False)[
+            :, 0, 0
+        ]
+
+    p, t = sampled(masks[0]), sampled(targets)
+    bce = (F.softplus(p)[:, None] - p[:, None] * t).mean(-1)
+    s = p.sigmoid()[:, None]
+    dice = 1 - (2 * (s * t).sum(-1) + 1) / (s.sum(-1) + t.sum(-1) + 1)
+    cost = -2 * classes[0].softmax(-1)[:, [0, 3]] + 5 * bce + 5 * dice
+    rows, columns = linear_sum_assignment(cost.numpy())
+    wanted = torch.full((6,), 5)
+    wanted[rows] = torch.tensor([0, 3])[columns]
+    weight = torch.ones(6)
+    weight[5] = 0.1
+    classification = 2 * F.cross_entropy(classes[0], wanted, weight=weight)
+    # three quarters of the loss's points are the most uncertain of three times as many: so that all are alike, leave chance alone
+    head.criterion.importance_sample_ratio = 0.0
+    expected = classification + 5 * bce[rows, columns].mean() + 5 * dice[rows, columns].mean()
+    assert head.loss([], labels).item() == pytest.approx(expected.item(), rel=0.02)  # of 4,000 random points
+
+
+def test_images_without_labels_count_for_nothing():
+    head = make(num_points=3000)
+    maps, labels = maps_for(head), torch.zeros(2, 32, 48, dtype=torch.long)
+    labels[:, :, 24:] = 2
+    empty = labels.clone()
+    empty[0] = 255
+    torch.manual_seed(0)
+    one = head.loss([m[1:] for m in maps], labels[1:], queries_for(head))
+    torch.manual_seed(0)
+    both = head.loss(maps, empty, queries_for(head))
+    assert both.item() == pytest.approx(one.item(), rel=1e-4)
+
+
+def test_semantic_scores_are_class_times_mask_probabilities_at_any_size():
+    classes, masks = torch.randn(2, 37, 4), torch.randn(2, 37, 8, 12)
+    big = F.interpolate(masks, (16, 20), mode="bilinear", align_corners=False).sigmoid()
+    expected = torch.einsum("bmk,bmhw->bkhw", classes.softmax(-1)[..., :3], big)
+    assert torch.allclose(semantic_of(classes, masks, (16, 20)), expected, atol=1e-5)
+
+
+def halves():
+    """Three queries: left half of class 0, right half of class 1, and one that says it is nothing."""
+    classes = torch.full((1, 3, 3), -6.0)
+    for query, label in enumerate((0, 1, 2)):
+        classes[0, query, label] = 6
+    masks = torch.full((1, 3, 4, 8), -8.0)
+    masks[0, 0, :, :4], masks[0, 1, :, 4:], masks[0, 2] = 8.0, 8.0, 8.0
+    return classes, masks
+
+
+def test_instances_and_segments_of_made_up_masks():
+    (instances,) = instances_of(*halves(), (4, 8), limit=2)
+    assert instances.labels.tolist() == [0, 1] or instances.labels.tolist() == [1, 0]
+    assert (instances.scores > 0.95).all()
+    left = instances.masks[instances.labels.tolist().index(0)]
+    assert left[:, :4].all()
+    assert not left[:, 4:].any()
+    (panoptic,) = panoptic_of(*halves(), (4, 8))
+    assert panoptic.labels.tolist() == [0, 1]
+    assert panoptic.segments[:, :4].unique().tolist() == [1]
+    assert panoptic.segments[:, 4:].unique().tolist() == [2]
+    assert panoptic_of(halves()[0] * 0, halves()[1], (4, 8))[0].segments.unique().tolist() == [0]
+
+
+def test_segments_of_stuff_are_joined_and_those_of_things_stay_apart():
+    classes, masks = halves()
+    classes = classes[:, [0, 0, 2]]
+    assert panoptic_of(classes, masks, (4, 8))[0].labels.tolist() == [0, 0]
+    assert panoptic_of(classes, masks, (4, 8), things=[0])[0].labels.tolist() == [0, 0]
+    joined = panoptic_of(classes, masks, (4, 8), things=[1])[0]
+    assert joined.labels.tolist() == [0]
+    assert joined.segments.unique().tolist() == [1]
+
+
+def test_a_segmenter_gives_instances_and_segments_at_the_images_size():
+    segmenter = rein.Segmenter(build("vit").requires_grad_(False), heads.Mask2FormerHead([32] * 4, 3, num_queries=9, **SMALL))
+    found = segmenter.instances(images(2, 20, 30), limit=4)
+    assert [each.masks.shape for each in found] == [(4, 20, 30)] * 2
+    assert segmenter.panoptic(images(1, 20, 30), score_threshold=0.0)[0].segments.shape == (20, 30)
+    with pytest.raises(InputError, match="FPNHead gives a class for each pixel, no instances; use heads.Mask2FormerHead"):
+        rein.Segmenter(build("vit"), heads.FPNHead([32] * 4, 3)).instances(images())
+
+
+def test_it_overfits_a_few_street_scenes():
+    torch.manual_seed(0)
+    scenes = [render(seed, "day", (64, 64)) for seed in range(2)]
+    pixels = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) / 127.5 - 1 for scene in scenes])
+    labels = torch.stack([torch.from_numpy(scene.label).long() for scene in scenes])
+    vit = rein.wrap(build("vit", img_size=64), rein.ReinConfig(num_tokens=20, query_dim=64, zero_init=True))
+    head = heads.Mask2FormerHead(
+        [32] * 4,
+        19,
+        channels=64,
+        encoder_layers=2,
+        decoder_layers=3,
+        num_points=1024,
+        encoder_feedforward=128,
+        decoder_feedforward=128,
+    )
+    model = rein.Segmenter(vit, head).train()
+    optimizer = torch.optim.AdamW(rein.param_groups(model, lr=2e-3))
+    for _ in range(250):
+        optimizer.zero_grad()
+        model.loss(pixels, labels).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    counted = labels != 255
+    accuracy = (model.predict(pixels, None).argmax(1) == labels)[counted].float().mean().item()
+    assert math.isfinite(accuracy)
+    assert accuracy > 0.95
