@@ -37,7 +37,7 @@ def verdict(name):
     # the classes in which timm's declaration is known to differ from what its blocks give
     if type(model).__name__ not in ("Cait", "Xcit", "ConVit") and declared not in (None, sites[0].num_prefix_tokens):
         wrong.append(f"prefix rows {sites[0].num_prefix_tokens}, timm says {declared}")
-    entry = catalogue.describe(name)
+    entry = catalogue.entry_of(model, name)
     stages = [(width, len(list(layers))) for width, layers in groupby(widths)]
     if len(set(widths)) == 1:
         stages = [(widths[0], len(widths))]

@@ -157,7 +157,7 @@ def test_a_grid_as_large_as_the_width_is_not_mistaken_for_it():
     model.pretrained_cfg["input_size"] = (3, 96, 96)
     assert backbones.find_sites(model)[0].width == 24
     settings = {"img_size": 96, "window_size": 6, "embed_dim": 24, "depths": (1,) * 4, "num_heads": (1,) * 4}
-    with pytest.raises(rein.UnsupportedBackboneError, match=r"\(1, 24, 24, 24\).*whose channels it can tell"):
+    with pytest.raises(rein.UnsupportedBackboneError, match=r"\(3, 24, 24, 24\).*whose channels it can tell"):
         backbones.find_sites(timm.create_model("swinv2_tiny_window8_256", **settings))
 
 

@@ -413,7 +413,7 @@ def test_an_unknown_class_is_refused_until_its_blocks_are_given():
         rein.wrap(model, blocks=["layers.0", "layers.0"])
     with pytest.raises(rein.UnsupportedBackboneError, match="must be a list"):
         rein.wrap(model, blocks="layers.0")
-    with pytest.raises(rein.UnsupportedBackboneError, match=r"block 'embed' of Encoder gives a tensor of shape \(1, 16, "):
+    with pytest.raises(rein.UnsupportedBackboneError, match=r"block 'embed' of Encoder gives a tensor of shape \(3, 16, "):
         rein.wrap(model, blocks=["embed"])
     assert all(p.requires_grad for p in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())

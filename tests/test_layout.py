@@ -25,6 +25,7 @@ FLOORS = {
     "checkpoint": 4,
     "segmenter": 4,
     "catalogue": 4,
+    "official": 4,
     "testing": 5,
     "dgss": 5,
     "cli": 6,
@@ -42,6 +43,7 @@ ALLOWED = {
 }
 ALLOWED |= {room: {"torch"} for room in ("modes", "injection", "parameters", "segmenter")}
 ALLOWED |= {room: {"torch", "timm"} for room in ("catalogue", "testing")}
+ALLOWED["official"] = {"torch", "safetensors"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -188,3 +188,162 @@ def test_hooks_that_were_there_before_see_refined_features():
     model(images())
     rein.wrap(model, rein.ReinConfig(num_tokens=5, scale_init=0.5))(images())
     assert not torch.allclose(seen[0], seen[1])
+
+
+def hub(**attributes):
+    torch.manual_seed(0)
+    model = HubDinoVisionTransformer().eval()
+    for name, value in attributes.items():
+        setattr(model, name, value)
+    return model, ["blocks.0.0", "blocks.0.1"]
+
+
+class Trailing(HubDinoVisionTransformer):
+    """Detection tokens behind the patches, as YOLOS has them."""
+
+    def forward(self, x):
+        x = self.patch_embed(x).flatten(2).mT
+        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x, self.register_tokens.expand(len(x), -1, -1)), 1)
+        for chunk in self.blocks:
+            for block in chunk:
+                x = block(x)
+        return x
+
+
+def test_rows_behind_the_patches_are_noticed():
+    with pytest.raises(BrokenPromiseError, match=r"^prefix rows: rows \[17, 18, 19, 20\] at block 'blocks.0.0' are no patches"):
+        check_backbone(Trailing(), images(1, 56, 56), blocks=["blocks.0.0"], compile=False)
+    model = rein.wrap(Trailing(), blocks=["blocks.0.0"], num_prefix_tokens=1)  # what a user who knows can do
+    assert model.rein_injection.sites[0].num_prefix_tokens == 1
+
+
+class Caching(HubBlock):
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.cache, self.log = {}, []
+
+    def forward(self, x):
+        self.log.append(x.shape)
+        if x.shape[1] not in self.cache:
+            self.cache[x.shape[1]] = torch.linspace(0, 1, x.shape[1], device=x.device)
+        return super().forward(x + self.cache[x.shape[1]][:, None])
+
+
+def test_what_blocks_remember_is_left_alone():
+    model, paths = hub()
+    model.blocks[0][1] = Caching(32).eval()
+    model(images(1, 56, 56))
+    rein.wrap(model, blocks=paths)
+    assert [len(shape) for shape in model.blocks[0][1].log] == [3]
+    assert [cached.device.type for cached in model.blocks[0][1].cache.values()] == ["cpu"]
+    model(images(1, 224, 448))
+
+
+def test_users_hooks_of_both_kinds_see_no_meta_tensors():
+    model, paths = hub()
+    seen = []
+    model.blocks[0][0].register_forward_pre_hook(lambda module, args: seen.append(args[0].device.type))
+    model.blocks[0][0].register_forward_hook(lambda module, args, output: seen.append(output.device.type))
+    rein.wrap(model, blocks=paths)
+    assert seen == []
+    model(images(1, 56, 56))
+    assert seen == ["cpu", "cpu"]
+
+
+def test_weight_norm_is_measured_through():
+    model, paths = hub()
+    torch.nn.utils.parametrizations.weight_norm(model.blocks[0][0].mlp[0])
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        torch.nn.utils.weight_norm(model.blocks[0][1].mlp[0])
+    before = model(images(1, 56, 56))["x_norm_patchtokens"]
+    rein.wrap(model, blocks=paths)
+    with rein.disabled(model):
+        assert torch.allclose(model(images(1, 56, 56))["x_norm_patchtokens"], before, atol=1e-6)
+
+
+class SequenceFirst(HubDinoVisionTransformer):
+    def forward(self, x):
+        x = self.patch_embed(x).flatten(2).permute(2, 0, 1)
+        for chunk in self.blocks:
+            for block in chunk:
+                x = block(x)
+        return x
+
+
+class ChannelsBeforeRows(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.block = nn.Conv2d(3, 16, 8, 8), nn.Conv1d(16, 16, 1)
+
+    def forward(self, x):
+        return self.block(self.embed(x).flatten(2))
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        (SequenceFirst(), {"blocks": ["blocks.0.0"], "num_prefix_tokens": 1}, "whose first axis is the batch"),
+        (
+            SequenceFirst(),
+            {"blocks": ["blocks.0.0"], "num_prefix_tokens": 1, "example_inputs": torch.zeros(2, 3, 56, 56)},
+            "gives a tensor of shape .* for 2 inputs",
+        ),
+        (ChannelsBeforeRows(), {"blocks": ["block"], "num_prefix_tokens": 0}, r"gives a tensor of shape \(3, 16,"),
+        (tiny_vit(), {"blocks": 5}, "blocks is 5; it must be a list"),
+        (
+            tiny_vit(),
+            {"num_prefix_tokens": 99},
+            "num_prefix_tokens is 99, but block 'blocks.0' of .* gives 17 rows; 1 were measured",
+        ),
+        (tiny_vit(), {"num_prefix_tokens": -1}, "num_prefix_tokens is -1"),
+        (tiny_vit(), {"example_inputs": "x"}, "example_inputs holds no tensor; got str"),
+    ],
+)
+def test_layouts_and_counts_that_do_not_fit_are_refused(model, arguments, message):
+    with pytest.raises(rein.UnsupportedBackboneError, match=message):
+        rein.wrap(model, **arguments)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("example", [images(), (images(),), {"x": images()}])
+def test_an_example_image_may_be_given_in_every_way(example):
+    assert backbones.find_sites(tiny_vit(), example_inputs=example)[0].num_prefix_tokens == 1
+
+
+def test_an_adapter_of_tokens_that_are_no_images_is_loaded_with_example_inputs(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    make = lambda: transformers.ASTModel(transformers.ASTConfig(**SMALL, max_length=64, num_mel_bins=32)).eval()  # noqa: E731
+    torch.manual_seed(0)
+    audio, x = make(), torch.randn(1, 64, 32)
+    rein.wrap(audio, blocks=layers_of(audio), num_prefix_tokens=2, example_inputs=x)
+    rein.save(audio, tmp_path / "a.safetensors")
+    torch.manual_seed(0)
+    with pytest.raises(rein.CheckpointError, match="example_inputs"):
+        rein.load(make(), tmp_path / "a.safetensors")
+    torch.manual_seed(0)
+    again = rein.load(make(), tmp_path / "a.safetensors", example_inputs=x)
+    assert torch.equal(again(x).last_hidden_state, audio(x).last_hidden_state)
+
+
+def test_an_adapter_moves_between_a_model_and_its_features_only_form(tmp_path):
+    whole = rein.wrap(timm.create_model("test_convnext"), rein.ReinConfig(num_tokens=5))
+    rein.save(whole, tmp_path / "a.safetensors")
+    features = timm.create_model("test_convnext", features_only=True)
+    with pytest.raises(rein.CheckpointError):
+        rein.load(features, tmp_path / "a.safetensors")
+    rein.load(features, tmp_path / "a.safetensors", strict=False)
+    for key, value in whole.rein.state_dict().items():
+        assert torch.equal(features.rein.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "crossvit_tiny_240"])
+def test_stages_that_round_up_cover_all_of_a_fixed_image(name):
+    spec = backbones.input_spec(timm.create_model(name, num_classes=0))
+    assert spec.covered == spec.fixed_size
+
+
+def test_a_square_grid_as_wide_as_its_channels_is_measured_at_a_second_size():
+    with torch.device("meta"):
+        model = timm.create_model("maxvit_nano_rw_256", num_classes=0)
+    sites = backbones.find_sites(model)
+    assert (sites[0].layout, sites[0].width) == ("NCHW", 64)

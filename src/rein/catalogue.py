@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
+from torch import nn
 
 from rein import backbones
 from rein.adapter import build_adapter
@@ -60,25 +61,41 @@ def names(pattern: str = "*") -> list[str]:
     """
     import timm
 
-    found = timm.list_models(pattern) or timm.list_models(pattern.partition(".")[0])
+    found = [] if not pattern else timm.list_models(pattern) or timm.list_models(pattern.partition(".")[0] or "-")
     if not found:
         raise InputError(f"timm has no model {pattern!r}; patterns are shell-style: '*dinov2*'.")
     return found
 
 
-def describe(name: str, config: ReinConfig | None = None) -> Entry:
-    """What rein makes of one model of timm."""
+def build_on_meta(name: str) -> nn.Module:
+    """A model of timm without classifier and without weights.
+
+    Raises:
+        InputError: timm has no such model.
+    """
     import timm
 
+    if not timm.is_model(name):
+        raise InputError(f"timm has no model {name!r}; `rein backbones '*{name[:8]}*'` lists those near it.")
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm's own, about weights that are not wanted here
-        model = timm.create_model(name, num_classes=0)
-        family = type(model).__name__
-        try:
-            sites = backbones.find_sites(model)
-        except UnsupportedBackboneError as error:
-            return Entry(name, family, refusal=str(error))
-        widths = tuple(site.width for site in sites)
+        return timm.create_model(name, num_classes=0)
+
+
+def describe(name: str, config: ReinConfig | None = None) -> Entry:
+    """What rein makes of one model of timm."""
+    return entry_of(build_on_meta(name), name, config)
+
+
+def entry_of(model: nn.Module, name: str, config: ReinConfig | None = None) -> Entry:
+    """As `describe`, of a model that is built already."""
+    family = type(model).__name__
+    try:
+        sites = backbones.find_sites(model)
+    except UnsupportedBackboneError as error:
+        return Entry(name, family, refusal=str(error))
+    widths = tuple(site.width for site in sites)
+    with torch.device("meta"):
         adapter = build_adapter(widths, config or ReinConfig(), patch_size=16)
     return Entry(
         name,

@@ -111,7 +111,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     write(path, adapter.state_dict(), Header("adapter", adapter.config, describe(model)))
 
 
-def load(model: Model, path: str | os.PathLike[str], *, strict: bool = True) -> Model:
+def load(model: Model, path: str | os.PathLike[str], *, strict: bool = True, example_inputs: Any = None) -> Model:
     """Read an adapter into `model`, in place; an unwrapped model is wrapped first.
 
     The file and its fit are checked completely before anything is changed. In a wrapped model only values change: hooks,
@@ -121,6 +121,7 @@ def load(model: Model, path: str | os.PathLike[str], *, strict: bool = True) -> 
         model: the backbone that the adapter was trained on.
         path: a file that `save` wrote.
         strict: also require the same architecture name; with False, equal widths, depth and prefix tokens are enough.
+        example_inputs: as for `wrap`, where the model is bare and was wrapped with them.
 
     Returns:
         `model` itself.
@@ -132,11 +133,17 @@ def load(model: Model, path: str | os.PathLike[str], *, strict: bool = True) -> 
     tensors, header = read(path)
     if header.kind != "adapter":
         raise CheckpointError(f"{path} holds a {header.kind}, not an adapter alone; read it with rein.Segmenter.load.")
-    return load_adapter(model, tensors, header, path, strict=strict)
+    return load_adapter(model, tensors, header, path, strict=strict, example_inputs=example_inputs)
 
 
 def load_adapter(
-    model: Model, tensors: Mapping[str, Tensor], header: Header, path: str | os.PathLike[str], *, strict: bool = True
+    model: Model,
+    tensors: Mapping[str, Tensor],
+    header: Header,
+    path: str | os.PathLike[str],
+    *,
+    strict: bool = True,
+    example_inputs: Any = None,
 ) -> Model:
     """Give `model` the adapter of a file that was read: check the fit, wrap where needed, then copy."""
     config = header.config
@@ -148,8 +155,8 @@ def load_adapter(
         check_architecture(model, header, path)
     wrapped = is_wrapped(model)
     try:
-        blocks = None if wrapped else _blocks_to_wrap(model, header.backbone["blocks"], given)
-        sites = injection_of(model).sites if wrapped else tuple(backbones.find_sites(model, blocks, given))
+        blocks = None if wrapped else _blocks_to_wrap(model, header.backbone, strict, given, example_inputs)
+        sites = injection_of(model).sites if wrapped else tuple(backbones.find_sites(model, blocks, given, example_inputs))
     except UnsupportedBackboneError as error:
         raise CheckpointError(f"{path} does not fit this {name}: {error}") from error
     wanted, got = header.backbone, describe_sites(name, sites)
@@ -168,17 +175,21 @@ def load_adapter(
         match_tensors(build_adapter([site.width for site in sites], config, patch_size=1), tensors, path)
     if not wrapped:
         with torch.random.fork_rng():  # the initial values are overwritten at once: leave the caller's random state alone
-            wrap(model, config, blocks=blocks, num_prefix_tokens=given)
+            wrap(model, config, blocks=blocks, num_prefix_tokens=given, example_inputs=example_inputs)
     getattr(model, ADAPTER).load_state_dict(dict(tensors))
     return model
 
 
-def _blocks_to_wrap(model: nn.Module, wanted: list[str], given: int | None) -> list[str] | None:
+def _blocks_to_wrap(
+    model: nn.Module, wanted: Mapping[str, Any], strict: bool, given: int | None, example_inputs: Any
+) -> list[str] | None:
     """None where rein finds the wanted blocks by itself, else their names; a block with several outputs is wanted several times."""
     with suppress(UnsupportedBackboneError):
-        if [site.path for site in backbones.find_sites(model, None, given)] == wanted:
+        sites = backbones.find_sites(model, None, given, example_inputs)
+        got = describe_sites("", sites)
+        if all(got[fact] == wanted[fact] for fact in ("widths", "num_prefix_tokens", *(["blocks"] if strict else []))):
             return None
-    return list(dict.fromkeys(wanted))
+    return list(dict.fromkeys(wanted["blocks"]))
 
 
 def check_architecture(model: nn.Module, header: Header, path: str | os.PathLike[str]) -> None:

@@ -67,6 +67,20 @@ def _parser() -> argparse.ArgumentParser:
         "pattern", nargs="?", default="*", metavar="PATTERN", help="shell-style, as in '*dinov2*' (default: all)"
     )
     backbones.set_defaults(run=_backbones)
+    convert = commands.add_parser(
+        "convert",
+        help="the authors' checkpoints to rein's files, and back",
+        description="Convert an official checkpoint (.pth) into a file that rein.load or rein.Segmenter.load reads, for a "
+        "backbone of timm. Where it carries the backbone's weights, they are written beside as OUT.backbone.safetensors.",
+    )
+    convert.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    convert.add_argument("out", type=Path, metavar="OUT")
+    convert.add_argument("--backbone", metavar="NAME", help="timm's name of the backbone, as in vit_large_patch14_dinov2")
+    convert.add_argument(
+        "--no-softmax", action="store_true", help="the adapter was trained without softmax, which files do not say"
+    )
+    convert.add_argument("--to-official", action="store_true", help="the other way: from rein's file to the authors' layout")
+    convert.set_defaults(run=_convert)
     demo = commands.add_parser(
         "demo",
         help="fit on one domain, judge on others that were never shown",
@@ -124,6 +138,21 @@ def _backbones(options: argparse.Namespace) -> int:
         refused += entry.refusal is not None
         print(entry, flush=True)
     print(f"{len(names) - refused} adapted, {refused} not, of {len(names)}")
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from rein import official  # and with it the heads
+
+    if options.to_official:
+        official.to_official(options.checkpoint, options.out)
+        print(f"wrote {options.out}")
+        return 0
+    if options.backbone is None:
+        raise InputError("--backbone NAME is wanted: which model of timm the checkpoint is for, as in vit_large_patch14_dinov2.")
+    backbone = catalogue.build_on_meta(options.backbone)
+    for path in official.convert_file(options.checkpoint, options.out, backbone, use_softmax=not options.no_softmax):
+        print(f"wrote {path}")
     return 0
 
 

@@ -149,8 +149,8 @@ def wrap(
     path that were there stay off. The adapter is
     initialised from torch's global random state, on the blocks' device, in float32 (float64 in a float64 model).
 
-    Wrap before `torch.compile`. Of the two kinds of gradient checkpointing only the non-reentrant one, timm's default, gives an
-    adapter in a frozen backbone its gradients.
+    A block that runs several times in one pass is one layer. Wrap before `torch.compile`. Of the two kinds of gradient checkpointing
+    only the non-reentrant one, timm's default, gives an adapter in a frozen backbone its gradients.
 
     Args:
         model: a timm model of a known family, or a model that holds one; with `blocks`, any model whose blocks give tokens (B, N, C)
@@ -159,7 +159,8 @@ def wrap(
         blocks: the blocks or their names in the order in which they run, where they are not known.
         num_prefix_tokens: rows before the patch tokens that pass through untouched, where they cannot be measured.
         example_inputs: what the model is called with, where that is not an image (B, C, H, W): a tensor, a tuple of positional or a
-            dictionary of keyword arguments. Only shapes and dtypes are used, on meta tensors.
+            dictionary of keyword arguments. Only shapes and dtypes are used, on meta tensors. Whatever of a block's rows does not
+            grow with the image is taken to come first.
 
     Returns:
         `model` itself.

@@ -20,7 +20,7 @@ class InputSpec:
 
     Attributes:
         fixed_size: (height, width) in pixels that an image must have, or None where any multiple of `multiple` will do.
-        multiple: (height, width) in pixels of a patch, or of a pixel of the coarsest map.
+        multiple: (height, width) in pixels of a patch, or where sizes are free of a pixel of the coarsest map.
         channels: of the image.
     """
 
@@ -81,9 +81,11 @@ def input_spec(model: nn.Module) -> InputSpec:
     fixed = None if any_size else getattr(embed, "img_size", None)
     if fixed is None and family is not None and not family.columnar and _config(core).get("fixed_input_size"):
         fixed = _config(core)["input_size"][1:]
+    staged = family is not None and not family.columnar
     return InputSpec(
         fixed_size=None if fixed is None else (int(fixed[0]), int(fixed[1])),
-        multiple=(coarsest, coarsest) if family is not None and not family.columnar else patch_size(core),
+        # stages round up, and so cover all of an image
+        multiple=patch_size(core) if not staged else (1, 1) if fixed is not None else (coarsest, coarsest),
         channels=_image_channels(embed if isinstance(embed, nn.Module) else core),
     )
 

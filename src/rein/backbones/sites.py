@@ -6,9 +6,10 @@ the image is space, and from how much it grows follows how many rows do not. Whe
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -63,17 +64,22 @@ def with_patch_tokens(output: Any, site: Site, refined: Tensor) -> Any:
     return type(output)(*entries) if hasattr(output, "_fields") else type(output)(entries)
 
 
+_BATCH = 3  # images that are measured at once: unlike any other axis
+
+
 @dataclass
 class _Run:
     """What one run on meta tensors showed.
 
     Attributes:
         outputs: for every block, the shapes of the tensors in its output with their places; None is the place of a lone tensor.
+        batch: how many images, or other inputs, it was.
         pixels: of the image, or None where there was none.
         maps: shapes of the model's own maps (B, C, h, w), where it gives some.
     """
 
     outputs: dict[str, dict[int | None, torch.Size]]
+    batch: int | None
     pixels: int | None
     maps: list[torch.Size]
 
@@ -129,8 +135,8 @@ def _known_paths(model: nn.Module, family: Family) -> list[str]:
 
 def _paths(model: nn.Module, blocks: Sequence[str | nn.Module]) -> list[str]:
     """The names of the blocks that a user gave."""
-    if isinstance(blocks, str):
-        raise UnsupportedBackboneError(f"blocks is the string {blocks!r}; it must be a list of modules or of their names.")
+    if isinstance(blocks, str) or not isinstance(blocks, Iterable):
+        raise UnsupportedBackboneError(f"blocks is {blocks!r}; it must be a list of modules or of their names.")
     modules = dict(model.named_modules())
     names = {id(module): name for name, module in modules.items()}
     paths = []
@@ -150,13 +156,17 @@ def _paths(model: nn.Module, blocks: Sequence[str | nn.Module]) -> list[str]:
 def _runs(model: nn.Module, paths: Sequence[str], example_inputs: Any) -> list[_Run]:
     """Two runs on images of two sizes where the model takes those, else one."""
     if example_inputs is not None:
-        gives_maps = hasattr(model, "forward_intermediates") and isinstance(example_inputs, Tensor)
-        return [_run(model, paths, example_inputs, intermediates=gives_maps)]
+        tensors = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
+        if not tensors:
+            raise UnsupportedBackboneError(f"example_inputs holds no tensor; got {type(example_inputs).__name__}.")
+        if len(tensors) == 1 and tensors[0].ndim == 4 and hasattr(model, "forward_intermediates"):
+            return [_run(model, paths, tensors[0], intermediates=True)]
+        return [_run(model, paths, example_inputs)]
     spec = input_spec(model)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
     def image(height: int, width: int) -> Tensor:
-        return torch.empty(1, spec.channels, height, width, dtype=dtype, device="meta")
+        return torch.empty(_BATCH, spec.channels, height, width, dtype=dtype, device="meta")
 
     fixed = spec.fixed_size
     if fixed is None:
@@ -165,7 +175,14 @@ def _runs(model: nn.Module, paths: Sequence[str], example_inputs: Any) -> list[_
             with suppress(UnsupportedBackboneError):
                 return [_run(model, paths, image(down, 2 * across)), _run(model, paths, image(2 * down, 3 * across))]
         fixed = _usual_size(model) or (down, across)
-    return [_run(model, paths, image(*fixed), intermediates=hasattr(model, "forward_intermediates"))]
+    run = _run(model, paths, image(*fixed), intermediates=hasattr(model, "forward_intermediates"))
+    maps = [shape for shapes in run.outputs.values() for shape in shapes.values() if len(shape) == 4]
+    if any(
+        len(_layouts([shape], [run])) != 1 for shape in maps
+    ):  # as many channels as rows and columns: does it take another size?
+        with suppress(UnsupportedBackboneError):
+            return [run, _run(model, paths, image(2 * fixed[0], 2 * fixed[1]))]
+    return [run]
 
 
 def _usual_size(model: nn.Module) -> Size | None:
@@ -181,14 +198,15 @@ def _usual_size(model: nn.Module) -> Size | None:
 
 def _run(model: nn.Module, paths: Sequence[str], inputs: Any, intermediates: bool = False) -> _Run:
     """Run the model, or its `forward_intermediates`, on empty meta tensors shaped as `inputs` and look at its blocks' outputs."""
-    run = _Run({}, None, [])
+    run = _Run({}, None, None, [])
     inputs = tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device="meta"), inputs)
     arguments, keywords = (
         ((), inputs) if isinstance(inputs, Mapping) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
     )
-    lone = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], Tensor) else None
-    if lone is not None and lone.ndim == 4:
-        run.pixels = lone.shape[2] * lone.shape[3]
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim > 0]
+    run.batch = tensors[0].shape[0] if tensors else None
+    if len(tensors) == 1 and tensors[0].ndim == 4:
+        run.pixels = tensors[0].shape[2] * tensors[0].shape[3]
 
     def record(path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -216,7 +234,8 @@ def _run(model: nn.Module, paths: Sequence[str], inputs: Any, intermediates: boo
                 raise UnsupportedBackboneError(
                     f"the blocks of {architecture(model)} could not be measured on meta tensors of shape "
                     f"{', '.join(map(str, shapes))} ({type(error).__name__}: {error}). If it takes something else, give that with "
-                    "example_inputs=...; if other blocks can be measured, name them with blocks=[...]."
+                    "example_inputs=...; if other blocks can be measured, name them with blocks=[...]. Tensors that "
+                    "a module uses must be its parameters or buffers."
                 ) from error
         finally:
             for handle in handles:
@@ -232,10 +251,19 @@ def _on_meta(model: nn.Module) -> Iterator[None]:
     `torch.func.functional_call` is not used because it leaves its own tensors in modules that a model holds under several names.
     """
     found = [(module, dict(module.__dict__), _tensors(module)) for module in model.modules()]
+    caches = [
+        (value, copy.copy(value))
+        for _, attributes, _ in found
+        for name, value in attributes.items()
+        if isinstance(value, dict | list | set) and name not in _OF_MODULES
+    ]
     metas = {id(tensor): torch.empty_like(tensor, device="meta") for *_, tensors in found for tensor in tensors.values()}
     try:
         for module, _, tensors in found:
-            module.__dict__["_forward_hooks"] = OrderedDict()  # users' hooks are not to see meta tensors
+            # users' hooks are not to see meta tensors; torch's own (weight norm) belong to the module
+            module.__dict__["_forward_hooks"] = OrderedDict()
+            hooks = module._forward_pre_hooks.items()
+            module.__dict__["_forward_pre_hooks"] = OrderedDict((key, hook) for key, hook in hooks if _is_torchs(hook))
             for name, tensor in tensors.items():  # through setattr: recurrent layers keep a second list of their weights
                 meta = metas[id(tensor)]
                 setattr(module, name, nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta)
@@ -246,6 +274,16 @@ def _on_meta(model: nn.Module) -> Iterator[None]:
             module.__dict__.update(attributes)
             for name, tensor in tensors.items():
                 setattr(module, name, tensor)
+        for cache, before in caches:
+            cache.clear()
+            cache.extend(before) if isinstance(cache, list) else cache.update(before)
+
+
+_OF_MODULES = set(nn.Module().__dict__)  # what every module has
+
+
+def _is_torchs(hook: Any) -> bool:
+    return (getattr(hook, "__module__", None) or type(hook).__module__).startswith("torch.")
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -275,21 +313,33 @@ def _site(model: nn.Module, path: str, item: int | None, runs: Sequence[_Run], n
     """What the measured shapes of one block say."""
     shapes = [run.outputs[path][item] for run in runs]
     shape = shapes[0]
+    if runs[0].batch is not None and shape[0] != runs[0].batch:
+        raise UnsupportedBackboneError(
+            f"block {path!r} of {architecture(model)} gives a tensor of shape {tuple(shape)} for {runs[0].batch} inputs; rein adapts "
+            "blocks whose first axis is the batch. Name such blocks with blocks=[...]."
+        )
     if len(shape) == 4:
         layouts = _layouts(shapes, runs)
         if len(layouts) == 1:
             return Site(path, shape[3 if layouts == ["NHWC"] else 1], 0, layouts[0], item)
-    elif len(shape) == 3 and (num_prefix_tokens is not None or len({s[2] for s in shapes}) == 1):
-        prefix = _prefix_tokens(shapes, runs) if num_prefix_tokens is None else num_prefix_tokens
+    elif len(shape) == 3 and len({each[2] for each in shapes}) == 1:
+        measured = _prefix_tokens(shapes, runs)
+        prefix = measured if num_prefix_tokens is None else num_prefix_tokens
         if prefix is not None and 0 <= prefix < shape[1]:
             return Site(path, shape[2], prefix, "NLC", item)
+        if num_prefix_tokens is not None:
+            known = "" if measured is None else f"; {measured} were measured"
+            raise UnsupportedBackboneError(
+                f"num_prefix_tokens is {num_prefix_tokens}, but block {path!r} of {architecture(model)} gives {shape[1]} rows{known}."
+            )
         raise UnsupportedBackboneError(
             f"how many prefix tokens (class, register, ...) {architecture(model)} has is not known at block {path!r}, which gives "
             f"{shape[1]} rows. Give it with num_prefix_tokens=N, below that."
         )
     raise UnsupportedBackboneError(
         f"block {path!r} of {architecture(model)} gives a tensor of shape {tuple(shape)}; rein adapts blocks that give "
-        "tokens (B, N, C), or maps whose channels it can tell from their rows and columns. Name such blocks with blocks=[...]."
+        "tokens (B, N, C), or maps whose channels it can tell from their rows and columns. Name such blocks with blocks=[...], "
+        "or give example_inputs=... of another size."
     )
 
 

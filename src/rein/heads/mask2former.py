@@ -43,6 +43,7 @@ class Mask2FormerHead(Head):
         importance: share of the points that are so chosen; the rest are uniform.
         weights: of classification, binary cross-entropy and dice, in loss and matching.
         no_object_weight: of the class "no object" in the cross-entropy.
+        project_levels: put a 1 x 1 convolution between the pixel decoder's levels and the masked attention.
 
     Raises:
         InputError: not four maps, or widths that do not divide.
@@ -65,6 +66,7 @@ class Mask2FormerHead(Head):
         importance: float = 0.75,
         weights: Sequence[float] = (2.0, 5.0, 5.0),
         no_object_weight: float = 0.1,
+        project_levels: bool = False,
     ) -> None:
         settings = {
             key: value for key, value in locals().items() if key not in ("self", "in_channels", "num_classes", "__class__")
@@ -107,6 +109,11 @@ class Mask2FormerHead(Head):
         self.query_features: nn.Module = nn.Linear(channels, channels)
         self.criterion = library.Mask2FormerLoss(
             config, {"loss_cross_entropy": weights[0], "loss_mask": weights[1], "loss_dice": weights[2]}
+        )
+        # a constant of the settings, which no file needs to hold
+        self.criterion.register_buffer("empty_weight", self.criterion.empty_weight.detach().clone(), persistent=False)
+        self.level_projections = nn.ModuleList(
+            nn.Conv2d(channels, channels, 1) if project_levels else nn.Identity() for _ in range(_NUM_LEVELS)
         )
         self._initialize()
         if num_queries is not None:
@@ -162,7 +169,8 @@ class Mask2FormerHead(Head):
                 self.position_embedding(level.shape, level.device, level.dtype).flatten(2).permute(2, 0, 1) for level in levels
             ],
             encoder_hidden_states=[
-                (level.flatten(2) + self.level_embed.weight[i][:, None]).permute(2, 0, 1) for i, level in enumerate(levels)
+                (project(level).flatten(2) + embed[:, None]).permute(2, 0, 1)
+                for level, project, embed in zip(levels, self.level_projections, self.level_embed.weight, strict=True)
             ],
             pixel_embeddings=pixels.mask_features,
             feature_size_list=[level.shape[-2:] for level in levels],
