@@ -20,7 +20,7 @@ CANNOT = {  # what the bare classes themselves cannot do
 }
 # compiling takes most of the time; here for each layout and each kind of output, elsewhere in the sweep
 COMPILED = {"ConvNeXt", "ResNet", "SwinTransformer", "HieraDet", "Hiera", "CrossVit", "VOLO", "MlpMixer", "TinyVit", "CoaT"}
-COMPILED |= {"vit", "eva02", "sam", "tnt", "xcit"}
+COMPILED |= set(FAMILIES) - {"vit", "eva02", "sam", "tnt", "xcit", "naflex", "vit with registers"}  # those are in test_injection
 LAYOUTS = {  # of the first and of the last block: layout, width, prefix rows
     "CoaT": (("NLC", 64, 1), ("NLC", 320, 1)),
     "CrossVit": (("NLC", 24, 1), ("NLC", 48, 1)),

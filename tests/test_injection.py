@@ -1,4 +1,4 @@
-"""The contract of `rein.wrap`, for every family of backbones in `models.FAMILIES`."""
+"""The contract of `rein.wrap`, promise by promise, on families that differ in output or blocks; `test_families` asks all of them."""
 
 import copy
 import pickle
@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import rein
-from models import FAMILIES, PREFIX_ROWS, blocks_of, build, images, strong
+from models import PREFIX_ROWS, blocks_of, build, images, strong
 from rein.errors import WrapError
 
-every_family = pytest.mark.parametrize("family", FAMILIES)
+every_family = pytest.mark.parametrize("family", ["vit", "vit with registers", "eva02", "sam", "tnt", "xcit", "naflex"])
 SMALL = rein.ReinConfig(num_tokens=6, rank=2, query_dim=8)
 
 
@@ -258,10 +258,6 @@ def test_a_pickle_works_in_a_fresh_process_where_hooks_are_added(tmp_path):
 
 @every_family
 def test_gradient_checkpointing_gives_equal_gradients(family):
-    if family == "convit":
-        with pytest.raises(AssertionError, match="not supported"):  # timm's own words
-            build(family).set_grad_checkpointing(True)
-        return
     model, x = wrapped(family), images()
     model.train()
 
