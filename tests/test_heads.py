@@ -7,7 +7,7 @@ import rein
 from rein import heads
 from rein.errors import InputError
 
-SMALL = {"channels": 32, "encoder_layers": 1, "decoder_layers": 3, "num_points": 200, "attention_heads": 4}
+SMALL = {"channels": 64, "encoder_layers": 1, "decoder_layers": 3, "num_points": 200, "attention_heads": 4}
 SMALL |= {"encoder_feedforward": 32, "decoder_feedforward": 32}
 HEADS = {
     "linear, one map": lambda k: heads.LinearHead(12, k),
@@ -18,7 +18,7 @@ HEADS = {
     "smp dpt": lambda k: heads.DecoderHead([12] * 4, k, "dpt", options={"intermediate_channels": [8] * 4, "fusion_channels": 8}),
     "smp upernet": lambda k: heads.DecoderHead([12] * 4, k, "upernet", options={"decoder_channels": 16}),
     "smp segformer": lambda k: heads.DecoderHead([12] * 4, k, "segformer", options={"segmentation_channels": 16}),
-    "smp fpn": lambda k: heads.DecoderHead([12] * 4, k, "fpn", options={"pyramid_channels": 16, "segmentation_channels": 32}),
+    "smp fpn": lambda k: heads.DecoderHead([12] * 4, k, "fpn", options={"pyramid_channels": 16, "segmentation_channels": 64}),
 }
 every_head = pytest.mark.parametrize("name", HEADS)
 
@@ -29,7 +29,7 @@ def make(name, num_classes=5):
 
 
 def queries_for(head):
-    return torch.randn(6, 32, generator=torch.Generator().manual_seed(3)) if head.uses_queries else None
+    return torch.randn(6, 64, generator=torch.Generator().manual_seed(3)) if head.uses_queries else None
 
 
 def maps_for(head, sizes=((4, 6),) * 4, batch=2):
@@ -178,8 +178,29 @@ def test_a_missing_decoder_library_says_what_to_install(monkeypatch):
         ({"decoder": "nosuch"}, "there is no decoder 'nosuch'; there are dpt, upernet, segformer, fpn"),
         ({"in_channels": [12] * 3}, "wants four maps"),
         ({"options": {"colour": 3}}, "cannot be built with options"),
+        ({"decoder": "fpn", "options": {"merge_policy": "foo"}}, "cannot be built with options"),
+        ({"options": {"encoder_output_strides": [4, 8, 16, 32], "readout": "cat"}}, "encoder_output_strides, readout .* follow"),
+        ({"dropout": 2}, "dropout is 2"),
     ],
 )
 def test_impossible_decoders_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         heads.DecoderHead(**{"in_channels": [12] * 4, "num_classes": 5, **settings})
+
+
+@every_head
+def test_a_single_small_image_trains(name):
+    head = make(name).train()
+    loss = head.loss([m[:1] for m in maps_for(head, ((1, 1),) * 4)], torch.zeros(1, 8, 8, dtype=torch.uint8), queries_for(head))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert not [module for module in head.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+
+
+@every_head
+def test_double_precision_stays(name):
+    head = make(name).double()
+    maps, queries = [m.double() for m in maps_for(head)], queries_for(head)
+    queries = queries if queries is None else queries.double()
+    assert head.predict(maps, (20, 30), queries).dtype == torch.float64
+    assert torch.isfinite(head.loss(maps, torch.zeros(2, 32, 48, dtype=torch.long), queries))

@@ -37,7 +37,7 @@ def test_the_defaults_are_the_papers():
 
 
 def test_linked_queries_are_positions_and_through_a_linear_layer_features():
-    head, queries = make(), torch.randn(6, 32)
+    head, queries = make(), torch.randn(6, 64)
     positions, features = head._queries(queries)
     assert torch.equal(positions, queries)
     assert torch.equal(features, F.linear(queries, head.query_features.weight, head.query_features.bias))
@@ -47,7 +47,7 @@ def test_linked_queries_are_positions_and_through_a_linear_layer_features():
 
 
 def test_gradients_reach_the_tokens_through_the_queries():
-    model = rein.wrap(build("vit"), rein.ReinConfig(num_tokens=6, query_dim=32))
+    model = rein.wrap(build("vit"), rein.ReinConfig(num_tokens=6, query_dim=64))
     head = heads.Mask2FormerHead([32] * 4, 3, **SMALL)
     segmenter = rein.Segmenter(model, head)
     labels = torch.zeros(2, 32, 32, dtype=torch.long)
@@ -76,12 +76,31 @@ def test_queries_that_do_not_fit_are_refused():
     head = make()
     with pytest.raises(InputError, match="is linked to an adapter's queries; pass them, or build it with num_queries=100"):
         head(maps_for(head))
-    with pytest.raises(InputError, match=r"queries must be \(m, 32\).*got \(6, 16\).*query_dim=32.*channels=16"):
+    with pytest.raises(InputError, match=r"queries must be \(m, 64\).*got \(6, 16\).*query_dim=64.*channels=16"):
         head(maps_for(head), torch.randn(6, 16))
     with pytest.raises(InputError, match="four maps"):
         heads.Mask2FormerHead([12] * 3, 5)
-    with pytest.raises(InputError, match="channels is 40; it must be a multiple of 32"):
-        heads.Mask2FormerHead([12] * 4, 5, channels=40)
+    with pytest.raises(InputError, match="wants queries 64 wide, the adapter's are 256"):
+        rein.Segmenter(rein.wrap(build("vit")), heads.Mask2FormerHead([32] * 4, 5, **SMALL))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"channels": 40}, "channels is 40; it must be a multiple of 32"),
+        ({"channels": 32}, "at least 64"),
+        ({"num_points": 0}, "num_points is 0; it must be a whole number of at least 1"),
+        ({"attention_heads": 0}, "attention_heads is 0"),
+        ({"decoder_layers": -1}, "decoder_layers is -1"),
+        ({"oversample": 0.5}, "oversample 0.5 must be at least 1"),
+        ({"importance": 2.0}, "importance 2.0 within 0 and 1"),
+        ({"weights": "abc"}, "three weights"),
+        ({"num_queries": 0}, "num_queries is 0"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        make(**settings)
 
 
 def test_every_layer_is_supervised():
@@ -207,7 +226,7 @@ def test_it_overfits_a_few_street_scenes():
     )
     model = rein.Segmenter(vit, head).train()
     optimizer = torch.optim.AdamW(rein.param_groups(model, lr=2e-3))
-    for _ in range(250):
+    for _ in range(150):
         optimizer.zero_grad()
         model.loss(pixels, labels).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

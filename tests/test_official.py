@@ -15,8 +15,8 @@ from rein import official
 from rein.cli import main
 from rein.errors import CheckpointError
 
-HEAD = {"channels": 32, "num_classes": 5, "encoder_layers": 2, "decoder_layers": 4, "hidden": 48, "heads": 4}
-CONFIG = rein.ReinConfig(num_tokens=7, rank=3, query_dim=32)
+HEAD = {"channels": 64, "num_classes": 5, "encoder_layers": 2, "decoder_layers": 4, "hidden": 48, "heads": 4}
+CONFIG = rein.ReinConfig(num_tokens=7, rank=3, query_dim=64)
 CONFORMANCE = Path(__file__).parent / "conformance"
 
 
@@ -59,7 +59,7 @@ def test_a_converted_head_agrees_with_a_witness_under_the_official_names():
         torch.randn(2, c, *size, generator=generator)
         for c, size in zip((12, 16, 20, 24), ((24, 32), (12, 16), (6, 8), (3, 4)), strict=True)
     ]
-    queries = torch.randn(9, 32, generator=generator)
+    queries = torch.randn(9, 64, generator=generator)
     with torch.no_grad():
         classes, masks = head.eval()._last(maps, queries)
         for image in range(2):
@@ -104,10 +104,10 @@ def test_the_way_back_is_exact(tmp_path):
 def test_an_adapter_alone_becomes_an_adapter_file(tmp_path, config):
     model = rein.wrap(build("vit"), config)
     torch.save(adapter_state(model.rein), tmp_path / "adapter.pth")  # a state dict alone
-    assert official.load(tmp_path / "adapter.pth", other := build("vit")) is other
+    assert official.load(tmp_path / "adapter.pth", other := build("vit"), zero_init=config.zero_init) is other
     assert other.rein.config == rein.ReinConfig(**{**config.to_dict(), "scale_init": 1e-3})
     assert torch.equal(other(images()), model(images()))
-    official.convert_file(tmp_path / "adapter.pth", tmp_path / "a.safetensors", build("vit"))
+    official.convert_file(tmp_path / "adapter.pth", tmp_path / "a.safetensors", build("vit"), zero_init=config.zero_init)
     third = rein.load(build("vit"), tmp_path / "a.safetensors")
     assert torch.equal(third(images()), model(images()))
 
@@ -228,7 +228,7 @@ def test_another_backbone_is_refused(tmp_path):
 
 
 def test_the_command_converts_both_ways(tmp_path, capsys):
-    model = rein.wrap(timm.create_model("test_vit", num_classes=0), rein.ReinConfig(num_tokens=7, rank=3, query_dim=32))
+    model = rein.wrap(timm.create_model("test_vit", num_classes=0), CONFIG)
     state = checkpoint(model, tmp_path / "o.pth", in_channels=(64,) * 4)
     assert main(["convert", str(tmp_path / "o.pth"), str(tmp_path / "ours.safetensors"), "--backbone", "test_vit"]) == 0
     assert capsys.readouterr().out == f"wrote {tmp_path / 'ours.safetensors'}\n"
@@ -254,3 +254,90 @@ def test_what_the_authors_have_no_names_for_is_refused(tmp_path):
     other.save(tmp_path / "s.safetensors")
     with pytest.raises(CheckpointError, match="holds a LinearHead, which the authors' layout has no names for"):
         official.to_official(tmp_path / "s.safetensors", tmp_path / "o.pth")
+
+
+def spoiled(name):
+    """What a complete checkpoint becomes when something is wrong with it."""
+    reins, head = "backbone.reins.", "decode_head."
+
+    def spoil(state):
+        if name == "no queries":
+            return {key: value for key, value in state.items() if not key.startswith((f"{reins}transform", f"{reins}merge"))}
+        if name == "no adapter":
+            return {key: value for key, value in state.items() if not key.startswith(reins)}
+        if name == "no first stage":
+            return {key.replace(reins, f"{reins}1."): value for key, value in state.items()}
+        if name == "no tokens":
+            return {key: value for key, value in state.items() if "learnable" not in key}
+        if name == "no scale":
+            return {key: value for key, value in state.items() if not key.endswith("scale")}
+        if name == "no encoder":
+            return {key: value for key, value in state.items() if "encoder.layers" not in key}
+        changed = {
+            "flat tokens": {f"{reins}learnable_tokens_a": torch.zeros(3)},
+            "scalar level": {f"{head}level_embed.weight": torch.zeros(())},
+            "two rows": {f"{head}transformer_decoder.layers.0.self_attn.attn.in_proj_weight": torch.zeros(2, 64)},
+            "few offsets": {f"{head}pixel_decoder.encoder.layers.0.self_attn.sampling_offsets.weight": torch.zeros(2, 64)},
+            "many classes": {f"{head}cls_embed.weight": torch.zeros(400, 64)},
+            "whole numbers": {f"{reins}merge.bias": torch.zeros(64, dtype=torch.int32)},
+            "not finite": {f"{reins}merge.bias": torch.full((64,), torch.nan)},
+            "number key": {3: torch.zeros(1)},
+        }
+        return state | changed[name]
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no queries", "linked to queries 64 wide, but an adapter with query_dim=None"),
+        ("no adapter", "linked to queries 64 wide, but no adapter"),
+        ("no first stage", "lacks the tokens of its first stage"),
+        ("no tokens", "lacks the tokens of its first stage"),
+        ("no scale", "lacks backbone.reins.scale; .*zero_init=True"),
+        ("no encoder", "lacks .* keys of a Mask2Former head|not in the official layout"),
+        ("flat tokens", "not in the official layout"),
+        ("scalar level", "not in the official layout"),
+        ("two rows", "not in the official layout|does not match"),
+        ("few offsets", "impossible head|not in the official layout"),
+        ("many classes", "impossible head|does not match"),
+        ("whole numbers", "not of finite floating point numbers"),
+        ("not finite", "not of finite floating point numbers"),
+        ("number key", "1 keys that rein does not know: 3"),
+    ],
+)
+def test_a_spoiled_checkpoint_changes_and_writes_nothing(tmp_path, name, message):
+    state = checkpoint(a_model(), tmp_path / "o.pth")
+    torch.save({"state_dict": spoiled(name)(state)}, tmp_path / "o.pth")
+    backbone = build("vit")
+    with pytest.raises(CheckpointError, match=message):
+        official.load(tmp_path / "o.pth", backbone)
+    assert not hasattr(backbone, "rein")
+    with pytest.raises(CheckpointError, match=message):
+        official.convert_file(tmp_path / "o.pth", tmp_path / "ours.safetensors", backbone)
+    assert not (tmp_path / "ours.safetensors").exists()
+
+
+def test_a_backbone_with_other_maps_than_the_heads_is_refused(tmp_path):
+    checkpoint(rein.wrap(build("vit", depth=2), CONFIG), tmp_path / "o.pth")
+    backbone = build("vit", depth=2)
+    with pytest.raises(CheckpointError, match=r"its head wants maps of \[32, 32, 32, 32\] channels, the model's are \[32, 32\]"):
+        official.load(tmp_path / "o.pth", backbone)
+    assert not hasattr(backbone, "rein")
+
+
+def test_a_head_over_other_blocks_has_no_official_form(tmp_path):
+    deep = rein.wrap(build("vit", depth=8), CONFIG)
+    head = rein.heads.Mask2FormerHead([32] * 4, 5, channels=64, encoder_layers=1, decoder_layers=1)
+    rein.Segmenter(deep, head, [0, 1, 2, 7]).save(tmp_path / "s.safetensors")
+    with pytest.raises(CheckpointError, match=r"over the maps \[0, 1, 2, 7\], which the authors' layout cannot say"):
+        official.to_official(tmp_path / "s.safetensors", tmp_path / "o.pth")
+
+
+def test_an_empty_file_is_one_line(tmp_path, capsys):
+    (tmp_path / "e.pth").touch()
+    assert main(["convert", str(tmp_path / "e.pth"), str(tmp_path / "x.safetensors"), "--backbone", "test_vit"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(rein.errors.InputError, match="no patch_embed.proj.weight and pos_embed"):
+        official.resample({})

@@ -333,7 +333,9 @@ def test_windows_in_batches_are_the_same_windows(head):
     assert torch.allclose(model.predict(x, 24, 16, window_batch=5), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("settings", [{"scales": ()}, {"scales": (0.0,)}, {"window_batch": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"scales": ()}, {"scales": (0.0,)}, {"scales": (float("nan"),)}, {"scales": 1.5}, {"window_batch": 0}]
+)
 def test_impossible_ways_to_predict_are_refused(settings):
     with pytest.raises(InputError, match="scales .* must be above 0"):
         segmenter().predict(images(), **settings)

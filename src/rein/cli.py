@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--no-softmax", action="store_true", help="the adapter was trained without softmax, which files do not say"
     )
+    convert.add_argument("--zero-init", action="store_true", help="the adapter started at zero and has no scale")
     convert.add_argument("--to-official", action="store_true", help="the other way: from rein's file to the authors' layout")
     convert.set_defaults(run=_convert)
     demo = commands.add_parser(
@@ -151,7 +152,9 @@ def _convert(options: argparse.Namespace) -> int:
     if options.backbone is None:
         raise InputError("--backbone NAME is wanted: which model of timm the checkpoint is for, as in vit_large_patch14_dinov2.")
     backbone = catalogue.build_on_meta(options.backbone)
-    for path in official.convert_file(options.checkpoint, options.out, backbone, use_softmax=not options.no_softmax):
+    for path in official.convert_file(
+        options.checkpoint, options.out, backbone, use_softmax=not options.no_softmax, zero_init=options.zero_init
+    ):
         print(f"wrote {path}")
     return 0
 

@@ -13,6 +13,7 @@ import pickle
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,13 @@ class Official:
     backbone: dict[str, Tensor]
 
 
-def read(path: str | os.PathLike[str], *, use_softmax: bool = True) -> Official:
+def read(path: str | os.PathLike[str], *, use_softmax: bool = True, zero_init: bool = False) -> Official:
     """Read an official `.pth` file and rename what it holds. Nothing but tensors is unpickled.
 
     Args:
         path: the file.
         use_softmax: of the adapter's configuration, which the file does not say.
+        zero_init: the adapter has no s, since it started at zero.
 
     Raises:
         CheckpointError: the file cannot be read safely, or holds keys that are not known, which are listed.
@@ -78,44 +80,53 @@ def read(path: str | os.PathLike[str], *, use_softmax: bool = True) -> Official:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
         raise CheckpointError(
-            f"{path} cannot be read with weights_only=True ({str(error).splitlines()[0]}). Only tensors are read from such files; "
-            "if it is trusted, save its state_dict alone where it was made."
+            f"{path} cannot be read with weights_only=True ({type(error).__name__}: {' '.join(str(error).split())[:200]}). "
+            "Only tensors are read from such files; if it is trusted, save its state_dict alone where it was made."
         ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} holds no state_dict of tensors.")
-    return convert(state, path, use_softmax=use_softmax)
+    return convert(state, path, use_softmax=use_softmax, zero_init=zero_init)
 
 
 def convert(
-    state: Mapping[str, Tensor], path: str | os.PathLike[str] = "the state dict", *, use_softmax: bool = True
+    state: Mapping[str, Tensor],
+    path: str | os.PathLike[str] = "the state dict",
+    *,
+    use_softmax: bool = True,
+    zero_init: bool = False,
 ) -> Official:
     """Rename the tensors of an official state dict.
 
     Raises:
         CheckpointError: as `read`.
     """
-    adapter_state, head_state, backbone_state, unknown = {}, {}, {}, []
+    parts: dict[str, dict[str, Tensor]] = {_ADAPTER: {}, _HEAD: {}, _BACKBONE: {}}
+    unknown: list[str] = []
     for key, value in state.items():
-        if key.startswith(_ADAPTER):
-            adapter_state[key.removeprefix(_ADAPTER)] = value
-        elif key.startswith(_HEAD):
-            head_state[key.removeprefix(_HEAD)] = value
-        elif key.startswith(_BACKBONE):
-            backbone_state[key.removeprefix(_BACKBONE)] = value
+        prefix = next((prefix for prefix in parts if str(key).startswith(prefix)), None)
+        if prefix is None:
+            unknown.append(str(key))
+        elif not value.is_floating_point() or not value.isfinite().all():
+            raise CheckpointError(f"{path} holds {key}, which is not of finite floating point numbers ({value.dtype}).")
         else:
-            unknown.append(key)
-    config, adapter = _adapter_from(adapter_state, unknown, use_softmax)
-    head, head_tensors = _head_from(head_state, unknown, path)
+            parts[prefix][key.removeprefix(prefix)] = value
+    try:
+        config, adapter = _adapter_from(parts[_ADAPTER], unknown, use_softmax, zero_init)
+        head, head_tensors = _head_from(parts[_HEAD], unknown, path)
+    except CheckpointError:
+        raise
+    except (LookupError, RuntimeError, ValueError, ZeroDivisionError, TypeError) as error:
+        raise CheckpointError(f"{path} is not in the official layout: {type(error).__name__}: {error}") from error
     if unknown:
         raise CheckpointError(f"{path} holds {len(unknown)} keys that rein does not know: {', '.join(sorted(unknown))}.")
-    return Official(config, adapter, head, head_tensors, _backbone_from(backbone_state))
+    return Official(config, adapter, head, head_tensors, _backbone_from(parts[_BACKBONE]))
 
 
 def _adapter_from(
-    state: Mapping[str, Tensor], unknown: list[str], use_softmax: bool
+    state: Mapping[str, Tensor], unknown: list[str], use_softmax: bool, zero_init: bool
 ) -> tuple[ReinConfig | None, dict[str, Tensor]]:
     tensors = {}
     for key, value in state.items():
@@ -130,13 +141,22 @@ def _adapter_from(
     first = {key.removeprefix("stages.0."): value for key, value in tensors.items()}
     tokens = first.get("tokens", first.get("tokens_a"))
     if tokens is None:
-        return None, tensors
+        raise CheckpointError(
+            f"its adapter lacks the tokens of its first stage: {_ADAPTER}[0.]learnable_tokens or learnable_tokens_a; it has "
+            f"{', '.join(sorted(_ADAPTER + key for key in state))}."
+        )
+    if ("scale" in first) == zero_init:
+        raise CheckpointError(
+            f"its adapter has {_ADAPTER}scale, with zero_init=True there is none."
+            if zero_init
+            else f"its adapter lacks {_ADAPTER}scale; where it was trained from zero and has none, say zero_init=True (--zero-init)."
+        )
     config = ReinConfig(
         num_tokens=tokens.shape[1],
         rank=None if "tokens" in first else tokens.shape[2],
         query_dim=first["query_proj.weight"].shape[0] if "query_proj.weight" in first else None,
         use_softmax=use_softmax,
-        zero_init="scale" not in first,
+        zero_init=zero_init,
     )
     return config, tensors
 
@@ -266,6 +286,8 @@ def resample(state: Mapping[str, Tensor], patch_size: int = 16, grid: int = 32) 
     Returns:
         A new dictionary; the other tensors are shared.
     """
+    if not {"patch_embed.proj.weight", "pos_embed"} <= state.keys():
+        raise InputError("the state dict has no patch_embed.proj.weight and pos_embed, as DINOv2's has.")
     kernel, positions = state["patch_embed.proj.weight"], state["pos_embed"]
     side = round((positions.shape[1] - 1) ** 0.5)
     if side * side != positions.shape[1] - 1:
@@ -281,7 +303,7 @@ def resample(state: Mapping[str, Tensor], patch_size: int = 16, grid: int = 32) 
     }
 
 
-def load(path: str | os.PathLike[str], backbone: nn.Module, *, use_softmax: bool = True) -> nn.Module:
+def load(path: str | os.PathLike[str], backbone: nn.Module, *, use_softmax: bool = True, zero_init: bool = False) -> nn.Module:
     """Give a timm backbone what an official checkpoint holds, in place.
 
     Args:
@@ -289,6 +311,7 @@ def load(path: str | os.PathLike[str], backbone: nn.Module, *, use_softmax: bool
         backbone: the bare timm model; with the public weights, unless the file carries them. DINOv2 at patch 16 must have been
             resampled the authors' way (`resample`).
         use_softmax: of the adapter's configuration, which the file does not say.
+        zero_init: as in `read`.
 
     Returns:
         A `Segmenter` over `backbone`, wrapped, where the file holds a head; else `backbone` itself.
@@ -296,15 +319,12 @@ def load(path: str | os.PathLike[str], backbone: nn.Module, *, use_softmax: bool
     Raises:
         CheckpointError: as `read`; or the tensors do not fit, and nothing was changed.
     """
-    official = read(path, use_softmax=use_softmax)
+    official = read(path, use_softmax=use_softmax, zero_init=zero_init)
     if is_wrapped(backbone):
         raise CheckpointError("rein.official.load wants a bare backbone; call rein.unwrap(backbone) first.")
     if official.backbone:
         _check_backbone(backbone, official.backbone, path)
-    head = None
-    if official.head is not None:
-        head = heads.Mask2FormerHead(**official.head)
-        checkpoint.match_tensors(head, official.head_tensors, path)
+    head = _head_over(backbone, official, path)
     if official.config is not None:
         found = backbones.find_sites(backbone)
         header = checkpoint.Header(
@@ -317,7 +337,31 @@ def load(path: str | os.PathLike[str], backbone: nn.Module, *, use_softmax: bool
         return backbone
     head.load_state_dict(official.head_tensors)
     reference = next(backbone.parameters())
-    return Segmenter(backbone, head.to(reference.device))
+    head.to(reference.device, torch.float64 if reference.dtype == torch.float64 else torch.float32)
+    return Segmenter(backbone, head)
+
+
+def _head_over(backbone: nn.Module, official: Official, path: str | os.PathLike[str]) -> heads.Mask2FormerHead | None:
+    """The head that a checkpoint describes, with fresh weights, after checking that it fits file and backbone."""
+    if official.head is None:
+        return None
+    config, channels = official.config, official.head["channels"]
+    if official.head["num_queries"] is None and (config is None or config.query_dim != channels):
+        got = "no adapter" if config is None else f"an adapter with query_dim={config.query_dim}"
+        raise CheckpointError(f"{path} has a head that is linked to queries {channels} wide, but {got}.")
+    try:
+        head = heads.Mask2FormerHead(**official.head)
+    except InputError as error:
+        raise CheckpointError(f"{path} describes an impossible head: {error}") from error
+    checkpoint.match_tensors(head, official.head_tensors, path)
+    maps = backbones.map_channels(backbone)
+    given = [maps[index] for index in default_indices(len(maps), 4)] if len(maps) >= 4 else maps
+    if given != official.head["in_channels"]:
+        raise CheckpointError(
+            f"{path} does not fit this {backbones.architecture(backbone)}: its head wants maps of {official.head['in_channels']} "
+            f"channels, the model's are {given}."
+        )
+    return head
 
 
 def _check_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -344,6 +388,7 @@ def convert_file(
     backbone: nn.Module,
     *,
     use_softmax: bool = True,
+    zero_init: bool = False,
 ) -> list[Path]:
     """Official `.pth` -> rein's safetensors file, and beside it the backbone's weights where the file carries them.
 
@@ -352,6 +397,7 @@ def convert_file(
         target: where to write; `rein.load` or `rein.Segmenter.load` reads it.
         backbone: the bare timm model that it is for; only shapes are looked at, so it may be on the meta device.
         use_softmax: as in `read`.
+        zero_init: as in `read`.
 
     Returns:
         The files that were written: `target` and, where there are weights of a backbone, `<target's stem>.backbone.safetensors`,
@@ -360,7 +406,7 @@ def convert_file(
     Raises:
         CheckpointError: as `load`.
     """
-    official = read(source, use_softmax=use_softmax)
+    official = read(source, use_softmax=use_softmax, zero_init=zero_init)
     if official.config is None and official.head is None:
         raise CheckpointError(f"{source} holds neither an adapter nor a head.")
     name = backbones.architecture(backbone)
@@ -374,9 +420,8 @@ def convert_file(
             checkpoint.match_tensors(build_adapter(widths, official.config, patch_size=1), official.adapter, source)
         tensors = dict(official.adapter)
     header = checkpoint.Header("adapter", official.config, facts)
-    if official.head is not None:
-        head = heads.Mask2FormerHead(**official.head)
-        checkpoint.match_tensors(head, official.head_tensors, source)
+    head = _head_over(backbone, official, source)
+    if head is not None:
         tensors = {f"{ADAPTER}.{key}": value for key, value in tensors.items()}
         tensors |= {f"head.{key}": value for key, value in official.head_tensors.items()}
         indices = default_indices(len(backbones.map_channels(backbone)), 4)
@@ -396,9 +441,11 @@ def convert_file(
 def to_official(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Rein's safetensors file -> the authors' layout, `{"state_dict": ...}`; `convert_file` is the exact way back.
 
+    The layout does not say `use_softmax` nor `zero_init`: where they are not the defaults, `convert_file` must be told.
+
     Raises:
-        CheckpointError: the file cannot be read, its head is no `Mask2FormerHead`, or its adapter is of a kind that the authors do
-            not have (`share=False`).
+        CheckpointError: the file cannot be read, its head is no `Mask2FormerHead` over the paper's blocks, or its adapter is of a
+            kind that the authors do not have (`share=False`).
     """
     tensors, header = checkpoint.read(source)
     if header.config is not None and not header.config.share:
@@ -413,6 +460,11 @@ def to_official(source: str | os.PathLike[str], target: str | os.PathLike[str]) 
     if header.head is not None:
         if header.head["name"] != "Mask2FormerHead":
             raise CheckpointError(f"{source} holds a {header.head['name']}, which the authors' layout has no names for.")
+        widths = header.backbone.get("widths")
+        depth = None if widths is None else len(widths) if len(set(widths)) == 1 else len(list(groupby(widths)))
+        indices = header.head["indices"]
+        if depth is not None and (depth < 4 or indices != default_indices(depth, 4)):
+            raise CheckpointError(f"{source} has a head over the maps {indices}, which the authors' layout cannot say.")
         head = {key.removeprefix("head."): value for key, value in tensors.items() if key.startswith("head.")}
         arguments = header.head["arguments"]
         for name, ours in _head_table(arguments["encoder_layers"], arguments["decoder_layers"], head).items():

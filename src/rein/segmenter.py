@@ -38,9 +38,20 @@ class Segmenter(nn.Module):
 
     def __init__(self, backbone: nn.Module, head: Head, indices: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.indices = check_indices(len(backbones.map_channels(backbone)), len(head.in_channels), indices)
+        channels = backbones.map_channels(backbone)
+        self.indices = check_indices(len(channels), len(head.in_channels), indices)
+        if list(head.in_channels) != (given := [channels[index] for index in self.indices]):
+            raise InputError(
+                f"{type(head).__name__} was built for maps of {list(head.in_channels)} channels, the backbone's at "
+                f"{list(self.indices)} have {given}."
+            )
         if head.uses_queries and not _has_queries(backbone):
             head.learn_queries()
+        elif head.query_dim is not None and head.query_dim != getattr(backbone, ADAPTER).config.query_dim:
+            raise InputError(
+                f"{type(head).__name__} wants queries {head.query_dim} wide, the adapter's are "
+                f"{getattr(backbone, ADAPTER).config.query_dim}; build one of them like the other."
+            )
         self.backbone, self.head = backbone, head
 
     def train(self, mode: bool = True) -> Segmenter:
@@ -100,7 +111,7 @@ class Segmenter(nn.Module):
         self,
         images: Tensor,
         window: int | tuple[int, int] | None = 512,
-        stride: int | tuple[int, int] | None = 341,
+        stride: int | tuple[int, int] | None = None,
         *,
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
@@ -114,7 +125,8 @@ class Segmenter(nn.Module):
             images: as in `forward`.
             window: side of the windows in pixels, or (height, width); None predicts the whole image at once. An image
                 smaller than the window is one window.
-            stride: from one window to the next in pixels, or (vertical, horizontal); None means two thirds of the window.
+            stride: from one window to the next in pixels, or (vertical, horizontal); None means two thirds of the window, 341 for
+                512.
             flip: average with the prediction of the mirrored images.
             scales: sizes of the images, as factors, whose logits are averaged.
             window_batch: how many windows of each image run at once.
@@ -133,7 +145,13 @@ class Segmenter(nn.Module):
             raise InputError(
                 f"window {size} and stride {step} must be at least 1 pixel, and the stride no larger than the window."
             )
-        if not scales or min(scales) <= 0 or type(window_batch) is not int or window_batch < 1:
+        if (
+            not isinstance(scales, Sequence)
+            or not scales
+            or not all(0 < scale < float("inf") for scale in scales)
+            or type(window_batch) is not int
+            or window_batch < 1
+        ):
             raise InputError(f"scales {scales!r} must be above 0, at least one, and window_batch {window_batch!r} at least 1.")
         total: Tensor | None = None
         with evaluating(self):
@@ -161,12 +179,13 @@ class Segmenter(nn.Module):
         return self._segments(images, "instances", limit=limit)
 
     @torch.no_grad()
-    def panoptic(self, images: Tensor, things: Sequence[int] | None = None, **thresholds: float) -> list[heads.Panoptic]:
-        """Segments of each image that do not overlap, as `instances`; `things` are the classes whose segments stay apart.
-
-        `score_threshold` and `overlap_threshold`, 0.8 each, are those of `heads.masks.panoptic_of`.
-        """
-        return self._segments(images, "panoptic", things=things, **thresholds)
+    def panoptic(
+        self, images: Tensor, things: Sequence[int] | None = None, score_threshold: float = 0.8, overlap_threshold: float = 0.8
+    ) -> list[heads.Panoptic]:
+        """Segments of each image that do not overlap, as `instances`; the settings are those of `heads.masks.panoptic_of`."""
+        return self._segments(
+            images, "panoptic", things=things, score_threshold=score_threshold, overlap_threshold=overlap_threshold
+        )
 
     def _segments(self, images: Tensor, kind: str, **settings: Any) -> list[Any]:
         fixed = self._check(images).covered
@@ -233,6 +252,8 @@ class Segmenter(nn.Module):
             if prefix not in parts:
                 raise CheckpointError(f"{path} has a tensor {key!r} that belongs neither to a head nor to an adapter.")
             parts[prefix][name] = value
+        if head.uses_queries and (header.config is None or header.config.query_dim is None):
+            raise CheckpointError(f"{path} has a head that is linked to an adapter's queries, but no adapter that has them.")
         checkpoint.match_tensors(head, parts["head"], path)
         head.load_state_dict(parts["head"])
         reference = next(backbone.parameters())

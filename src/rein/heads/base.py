@@ -33,6 +33,11 @@ class Head(nn.Module):
         """Whether `forward` wants the adapter's queries."""
         return False
 
+    @property
+    def query_dim(self) -> int | None:
+        """Width of the queries that the head wants, or None where any will do or none are used."""
+        return None
+
     def learn_queries(self, num_queries: int = 100) -> None:
         """For a head that uses queries, called where there is no adapter to give them: learn some."""
         raise InputError(f"{type(self).__name__} uses an adapter's queries and cannot learn its own.")
@@ -110,3 +115,8 @@ def concatenate(maps: Sequence[Tensor]) -> Tensor:
     """Maps (B, C_i, h_i, w_i) -> (B, sum C_i, h, w) at the size of the first, resized bilinearly."""
     size = maps[0].shape[-2:]
     return torch.cat([maps[0], *(F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps[1:])], 1)
+
+
+def group_count(channels: int) -> int:
+    """Groups of a group norm: 32, or the most below that divide the channels and hold two, so that one pixel can be normalised."""
+    return next(groups for groups in range(min(32, max(1, channels // 2)), 0, -1) if channels % groups == 0)

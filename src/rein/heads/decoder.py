@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rein.errors import InputError
 from rein.extras import require
-from rein.heads.base import Head
+from rein.heads.base import Head, group_count
 
 _PACKAGE = "segmentation_models_pytorch.decoders"
 
@@ -49,8 +49,8 @@ class DecoderHead(Head):
     """A decoder of segmentation_models_pytorch over four maps, dropout, and a 1 x 1 classifier.
 
     The maps are brought to exact halves of each other, finest eight times the coarsest (for DPT to one even size), since these
-    decoders add what they double; patch 14 and odd sizes are therefore taken. Those that hold batch norm keep the source domain's
-    statistics.
+    decoders add what they double; patch 14 and odd sizes are therefore taken. Their batch norms are replaced by group norms,
+    which keep no statistics of the source domain and take a single image.
 
     Args:
         in_channels: channels of each of the four maps, finest first.
@@ -78,10 +78,16 @@ class DecoderHead(Head):
         if len(self.in_channels) != 4:
             raise InputError(f"the {decoder} decoder wants four maps; got in_channels {list(self.in_channels)}.")
         self.name = decoder
+        fixed = sorted(key for key in options or {} if key.startswith("encoder_") or key in ("readout", "use_norm"))
+        if fixed:
+            raise InputError(f"options {', '.join(fixed)} of the {decoder} decoder follow from the maps; leave them out.")
+        if not 0 <= dropout <= 1:
+            raise InputError(f"dropout is {dropout}; it must be within 0 and 1.")
         try:
             self.decoder, channels = _DECODERS[decoder](list(self.in_channels), dict(options or {}))
-        except TypeError as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"the {decoder} decoder cannot be built with options {options}: {error}.") from error
+        _without_statistics(self.decoder)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
@@ -97,6 +103,15 @@ class DecoderHead(Head):
         image = levels[0].new_empty(len(levels[0]), 0, 4 * height, 4 * width)  # only their sizes are looked at
         half = levels[0].new_empty(len(levels[0]), 0, 2 * height, 2 * width)
         return self.classifier(self.dropout(self.decoder([image, half, *levels])))
+
+
+def _without_statistics(module: nn.Module) -> None:
+    """Group norms in place of all batch norms."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.GroupNorm(group_count(child.num_features), child.num_features))
+        else:
+            _without_statistics(child)
 
 
 def _class(module: str, name: str) -> Any:

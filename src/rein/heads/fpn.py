@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rein.heads.base import Head
+from rein.heads.base import Head, group_count
 from rein.heads.pyramid import FeaturePyramid
 
 
@@ -70,11 +70,6 @@ class FPNHead(Head):
 def _block(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-        nn.GroupNorm(_groups(out_channels), out_channels),
+        nn.GroupNorm(group_count(out_channels), out_channels),
         nn.ReLU(),
     )
-
-
-def _groups(channels: int) -> int:
-    """32 groups, as the paper's, or the most below that divide the channels."""
-    return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)

@@ -31,7 +31,7 @@ class Mask2FormerHead(Head):
     Args:
         in_channels: channels of each of the four maps, finest first. Maps of one size are made a pyramid (`FeaturePyramid`).
         num_classes: K; one more is learned for "no object".
-        channels: width throughout, and q of the queries; a multiple of 32.
+        channels: width throughout, and q of the queries; a multiple of 32, at least 64.
         num_queries: how many queries the head learns; None takes them from the adapter.
         encoder_layers: of the pixel decoder.
         encoder_feedforward: hidden width of their MLPs.
@@ -72,12 +72,29 @@ class Mask2FormerHead(Head):
             key: value for key, value in locals().items() if key not in ("self", "in_channels", "num_classes", "__class__")
         }
         super().__init__(in_channels, num_classes, **{**settings, "weights": list(weights)})
-        if len(self.in_channels) != _NUM_LEVELS + 1 or len(weights) != 3:
+        numbers = [weight for weight in weights if isinstance(weight, int | float) and weight >= 0]
+        if len(self.in_channels) != _NUM_LEVELS + 1 or len(numbers) != 3 or len(weights) != 3:
             raise InputError(
                 f"Mask2FormerHead wants four maps and three weights; got {list(self.in_channels)} and {list(weights)}."
             )
-        if channels % 32 or channels % attention_heads:
-            raise InputError(f"channels is {channels}; it must be a multiple of 32 and of the {attention_heads} attention heads.")
+        counts = {"attention_heads": attention_heads, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
+        counts |= {
+            "num_points": num_points,
+            "encoder_feedforward": encoder_feedforward,
+            "decoder_feedforward": decoder_feedforward,
+        }
+        for name, value in counts.items():
+            if type(value) is not int or value < 1:
+                raise InputError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        if channels < 64 or channels % 32 or channels % attention_heads:  # the library's group norms have 32 groups
+            raise InputError(
+                f"channels is {channels}; it must be a multiple of 32 and of the {attention_heads} attention heads, and at least 64."
+            )
+        if oversample < 1 or not 0 <= importance <= 1 or no_object_weight < 0:
+            raise InputError(
+                f"oversample {oversample} must be at least 1, importance {importance} within 0 and 1, no_object_weight "
+                f"{no_object_weight} not negative."
+            )
         require("scipy", "mask2former")
         library: Any = require("transformers.models.mask2former.modeling_mask2former", "mask2former")
         config = library.Mask2FormerConfig(
@@ -123,6 +140,11 @@ class Mask2FormerHead(Head):
     def uses_queries(self) -> bool:
         """Whether the queries come from the adapter."""
         return self.settings["num_queries"] is None
+
+    @property
+    def query_dim(self) -> int | None:
+        """The head's channels, where it is linked."""
+        return self.channels if self.uses_queries else None
 
     def learn_queries(self, num_queries: int = 100) -> None:
         """Learn `num_queries` queries and their features in place of the adapter's."""
@@ -236,7 +258,9 @@ class Mask2FormerHead(Head):
         Returns:
             A scalar; zero, with zero gradients, where every label is 255.
         """
+        # the library samples points and matches in float32
         predictions = [(classes.float(), masks.float()) for classes, masks in self._decode(maps, queries)]
+        self.criterion.empty_weight = self.criterion.empty_weight.float()
         present = [each.unique() for each in labels]
         present = [classes[classes != IGNORE_LABEL].long() for classes in present]
         counted = [image for image, classes in enumerate(present) if len(classes)]

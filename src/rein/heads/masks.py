@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rein.errors import InputError
 from rein.heads.base import Size
 
 _CHUNK = 16  # queries that are resized at a time
@@ -56,6 +57,10 @@ class Panoptic:
         return replace(self, segments=self.segments[: size[0], : size[1]])
 
 
+def _full(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def _resized(masks: Tensor, size: Size) -> Tensor:
     """Mask probabilities (B, m, h, w) -> (B, m, H, W), resized as logits."""
     if (masks.shape[-2], masks.shape[-1]) != size:
@@ -65,18 +70,24 @@ def _resized(masks: Tensor, size: Size) -> Tensor:
 
 def semantic_of(classes: Tensor, masks: Tensor, size: Size) -> Tensor:
     """Class logits (B, m, K + 1) and mask logits (B, m, h, w) -> scores (B, K, H, W)."""
-    probabilities = classes.float().softmax(-1)[..., :-1]
-    total = torch.zeros((), device=masks.device)
+    probabilities = _full(classes).softmax(-1)[..., :-1]
+    total = torch.zeros((), device=masks.device, dtype=probabilities.dtype)
     for start in range(0, masks.shape[1], _CHUNK):
         chunk = slice(start, start + _CHUNK)
-        total = total + torch.einsum("bmk,bmhw->bkhw", probabilities[:, chunk], _resized(masks[:, chunk].float(), size))
+        total = total + torch.einsum("bmk,bmhw->bkhw", probabilities[:, chunk], _resized(_full(masks[:, chunk]), size))
     return total
 
 
 def instances_of(classes: Tensor, masks: Tensor, size: Size, limit: int = 100) -> list[Instances]:
-    """The best `limit` (query, class) pairs of each image; arguments as in `semantic_of`."""
+    """The best `limit` (query, class) pairs of each image; arguments as in `semantic_of`.
+
+    Raises:
+        InputError: `limit` below 1.
+    """
+    if limit < 1:
+        raise InputError(f"limit is {limit}; it must be at least 1.")
     found = []
-    for probabilities, logits in zip(classes.float().softmax(-1)[..., :-1], masks.float(), strict=True):
+    for probabilities, logits in zip(_full(classes).softmax(-1)[..., :-1], _full(masks), strict=True):
         scores, order = probabilities.flatten().topk(min(limit, probabilities.numel()))
         queries, labels = order // probabilities.shape[1], order % probabilities.shape[1]
         inside = _resized(logits[None], size)[0][queries]
@@ -106,7 +117,7 @@ def panoptic_of(
         overlap_threshold: segments that keep less than this share of their mask are left out.
     """
     found = []
-    for probabilities, logits in zip(classes.float().softmax(-1), masks.float(), strict=True):
+    for probabilities, logits in zip(_full(classes).softmax(-1), _full(masks), strict=True):
         scores, labels = probabilities.max(-1)
         keep = (labels != probabilities.shape[1] - 1) & (scores > score_threshold)
         segments = torch.zeros(size, dtype=torch.long, device=masks.device)
