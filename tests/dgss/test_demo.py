@@ -188,8 +188,8 @@ BAD = {
         "timm has no model 'vit_gigantic'; near it are vit_giga",
     ),
     "a backbone rein does not know": (
-        lambda root: ["demo", "--backbone", "resnet18", "--data", f"{root}", "--source", "day"],
-        "where the blocks of ResNet are is not known",
+        lambda root: ["demo", "--backbone", "vgg11", "--data", f"{root}", "--source", "day"],
+        "where the blocks of VGG are is not known",
     ),
     "an unknown tag": (lambda root: ["demo", "--backbone", "test_vit.foo", "--scenes", "1"], "Invalid pretrained tag (foo)"),
     "scenes and data": (lambda root: ["demo", "--scenes", "3", "--data", f"{root}", "--source", "day"], "--scenes belongs to"),
