@@ -18,9 +18,8 @@ CANNOT = {  # what the bare classes themselves cannot do
     "checkpointing": {"convit", "CoaT", "CrossVit", "PoolingVisionTransformer", "SENet", "Sequencer2d", "Twins"},
     "compile": {"CPUBone"},
 }
-# compiling takes most of the time; here for each layout and each kind of output, elsewhere in the sweep
-COMPILED = {"ConvNeXt", "ResNet", "SwinTransformer", "HieraDet", "Hiera", "CrossVit", "VOLO", "MlpMixer", "TinyVit", "CoaT"}
-COMPILED |= set(FAMILIES) - {"vit", "eva02", "sam", "tnt", "xcit", "naflex", "vit with registers"}  # those are in test_injection
+# compiling takes most of the time: one for each layout and each kind of output, others in test_injection
+COMPILED = {"ConvNeXt", "SwinTransformer", "HieraDet", "CrossVit", "TinyVit", "beit", "cait", "dinov3", "qwen3", "convit"}
 LAYOUTS = {  # of the first and of the last block: layout, width, prefix rows
     "CoaT": (("NLC", 64, 1), ("NLC", 320, 1)),
     "CrossVit": (("NLC", 24, 1), ("NLC", 48, 1)),
