@@ -226,7 +226,7 @@ def test_it_overfits_a_few_street_scenes():
     )
     model = rein.Segmenter(vit, head).train()
     optimizer = torch.optim.AdamW(rein.param_groups(model, lr=2e-3))
-    for _ in range(150):
+    for _ in range(300):
         optimizer.zero_grad()
         model.loss(pixels, labels).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
