@@ -15,6 +15,9 @@ def adapter_parameters(layers, width, m=100, r=16, q=256):
     return layers * r * (m + width) + 2 * (width * width + width) + (width * q + q) + (3 * q * q + q) + 1
 
 
+ENDS_BY_CONVOLUTION = ("ByobNet", "GhostNet", "NormFreeNet", "RepGhostNet")
+
+
 def verdict(name):
     """What became of one name, the class of its model, and what is wrong."""
     with torch.device("meta"):
@@ -31,10 +34,12 @@ def verdict(name):
         return ("refused" if helpful and untouched else "wrong"), type(model).__name__, "the refusal does not help"
     counted, sites = rein.summary(model), model.rein_injection.sites
     widths, wrong = [site.width for site in sites], []
-    # one witness is timm: one of its own maps is as wide as the last block, and one width goes with one width
+    # one witness is timm: its maps are as wide as blocks are. Its first may be the stem's; its last is that of the last block, or of a
+    # convolution after the blocks
     taps = backbones.map_channels(model)
-    if type(model).__name__ != "ByobNet" and (widths[-1] not in taps or len(set(widths)) == 1 != len(set(taps))):
-        wrong.append(f"widths {widths}, timm's maps {taps}")  # ByobNet's last map is that of a convolution after its blocks
+    ends = taps[-1] in widths or type(model).__name__ in ENDS_BY_CONVOLUTION
+    if not ends or not {*taps[1:-1]} <= {*widths} or len(set(widths)) == 1 != len(set(taps)):
+        wrong.append(f"widths {widths}, timm's maps {taps}")
     declared = getattr(model, "num_prefix_tokens", None)
     # the classes in which timm's declaration is known to differ from what its blocks give
     if type(model).__name__ not in ("Cait", "Xcit", "ConVit") and declared not in (None, sites[0].num_prefix_tokens):

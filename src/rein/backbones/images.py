@@ -20,7 +20,8 @@ class InputSpec:
 
     Attributes:
         fixed_size: (height, width) in pixels that an image must have, or None where any multiple of `multiple` will do.
-        multiple: (height, width) in pixels of a patch, or where sizes are free of a pixel of the coarsest map.
+        multiple: (height, width) in pixels of a patch, or where sizes are free of a pixel of the coarsest map; of as many of them
+            as the model takes together, where it works by cells.
         channels: of the image.
     """
 
@@ -81,11 +82,18 @@ def input_spec(model: nn.Module) -> InputSpec:
     fixed = None if any_size else getattr(embed, "img_size", None)
     if fixed is None and family is not None and not family.columnar and _config(core).get("fixed_input_size"):
         fixed = _config(core)["input_size"][1:]
-    staged = family is not None and not family.columnar
+    if family is None or family.columnar:
+        pooled = int(getattr(core, "pooling_kernel_size", 1))  # Gemma pools whole cells of tokens
+        height, width = patch_size(core)
+        multiple = height * pooled, width * pooled
+    elif fixed is None:
+        cell = max((int(m.block_size) for m in core.modules() if hasattr(m, "halo_size")), default=1)  # halo attention's blocks
+        multiple = coarsest * cell, coarsest * cell
+    else:
+        multiple = 1, 1  # stages round up, and so cover all of an image
     return InputSpec(
         fixed_size=None if fixed is None else (int(fixed[0]), int(fixed[1])),
-        # stages round up, and so cover all of an image
-        multiple=patch_size(core) if not staged else (1, 1) if fixed is not None else (coarsest, coarsest),
+        multiple=multiple,
         channels=_image_channels(embed if isinstance(embed, nn.Module) else core),
     )
 
