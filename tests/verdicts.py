@@ -34,8 +34,8 @@ def verdict(name):
         return ("refused" if helpful and untouched else "wrong"), type(model).__name__, "the refusal does not help"
     counted, sites = rein.summary(model), model.rein_injection.sites
     widths, wrong = [site.width for site in sites], []
-    # one witness is timm: its maps are as wide as blocks are. Its first may be the stem's; its last is that of the last block, or of a
-    # convolution after the blocks
+    # one witness is timm: its maps are as wide as blocks are. Its first may be the stem's; its last is that of the last block, or
+    # of a convolution after the blocks
     taps = backbones.map_channels(model)
     ends = taps[-1] in widths or type(model).__name__ in ENDS_BY_CONVOLUTION
     if not ends or not {*taps[1:-1]} <= {*widths} or len(set(widths)) == 1 != len(set(taps)):

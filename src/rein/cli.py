@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rein import catalogue, checkpoint
 from rein._version import __version__
@@ -17,8 +17,11 @@ from rein.extras import require
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        if given and given[0] in EXPERIMENT:
+            return _experiment(given)
+        options = _parser().parse_args(given)
         return options.run(options)
     except BrokenPipeError:  # `rein backbones | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -29,6 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rein: interrupted.", file=sys.stderr)
         return 130
+
+
+# commands whose options are those of Lightning's command line, beside the model's and the data's
+EXPERIMENT = {
+    "fit": "train on the source domains of a recipe or a configuration",
+    "validate": "judge a run on its held-out source pairs",
+    "test": "judge a run on its targets: mIoU by domain and class, JSON, examples",
+    "predict": "predict a folder of images",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,6 +94,26 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--zero-init", action="store_true", help="the adapter started at zero and has no scale")
     convert.add_argument("--to-official", action="store_true", help="the other way: from rein's file to the authors' layout")
     convert.set_defaults(run=_convert)
+    for name, text in EXPERIMENT.items():
+        commands.add_parser(name, help=text, add_help=False)
+    recipes = commands.add_parser(
+        "recipes",
+        help="the paper's experiments, as configurations for rein fit",
+        description="List the recipes, or print one: rein recipes NAME > mine.yaml gives a file to change.",
+    )
+    recipes.add_argument("name", nargs="?", metavar="NAME", help="print this one")
+    recipes.set_defaults(run=_recipes)
+    compare = commands.add_parser(
+        "compare",
+        help="several judged runs side by side: a table, and a panel for each domain",
+        description="Print a table of runs that rein test has judged, and draw one panel for each domain: image, truth, what every "
+        "run predicts, and its errors in red.",
+    )
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, in the order of the columns")
+    compare.add_argument("--names", type=_names, metavar="A,B,...", help="what the runs are called (default: their methods)")
+    compare.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER", help="where the panels go")
+    compare.set_defaults(run=_compare)
+    _add_data_commands(commands)
     demo = commands.add_parser(
         "demo",
         help="fit on one domain, judge on others that were never shown",
@@ -93,6 +125,33 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo_options(demo)
     demo.set_defaults(run=_demo)
     return parser
+
+
+def _add_data_commands(commands: Any) -> None:
+    data = commands.add_parser(
+        "data",
+        help="which data sets can be opened, and whether one that lies here is whole",
+        description="Data sets in their publishers' own folder layouts.",
+    )
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="every data set: where its files lie, how its labels encode, where it is offered")
+    listing.set_defaults(run=_data_list)
+    check = actions.add_parser(
+        "check",
+        help="read a data set from end to end: counts, the first broken or missing pair, classes, a picture",
+        description="Read every image and label of a data set and print counts, sizes, the first broken or missing pair and how much "
+        "of it each class fills. The exit code is 2 where anything is wrong.",
+        formatter_class=_Defaults,
+    )
+    check.add_argument("name", metavar="NAME", help="a name of `rein data list`")
+    check.add_argument("path", nargs="?", type=Path, metavar="PATH", help="its folder, as its publisher packs it")
+    check.add_argument("--split", default="train", help="which part of it")
+    check.add_argument("--limit", type=_positive, metavar="N", help="read at most so many pairs, evenly spaced")
+    check.add_argument("--out", type=Path, metavar="FILE.png", help="write a picture of some pairs there")
+    check.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="what the data set offers, as condition=night"
+    )
+    check.set_defaults(run=_data_check)
 
 
 def _add_demo_options(demo: argparse.ArgumentParser) -> None:
@@ -159,9 +218,72 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
+def _experiment(arguments: Sequence[str]) -> int:
+    for module in ("lightning", "jsonargparse", "tensorboard"):
+        require(module, "train")
+    from rein.dgss import commands
+
+    commands.run(arguments)
+    return 0
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    from rein.dgss import recipes
+
+    if options.name is not None:
+        print(recipes.find(options.name).path.read_text(encoding="utf-8"), end="")
+        return 0
+    found = recipes.listed()
+    width = max(len(recipe.name) for recipe in found)
+    for recipe in found:
+        print(f"{recipe.name:{width}}  {recipe.title}")
+    print(f"{len(found)} recipes; rein fit --config NAME --data.root FOLDER runs one")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    require("lightning", "train")
+    from rein.dgss import runs
+
+    print(runs.compare(options.runs, options.out, options.names))
+    print(f"panels and table.txt are in {options.out}")
+    return 0
+
+
+def _data_list(options: argparse.Namespace) -> int:
+    require("PIL", "train")
+    from rein.dgss import check
+
+    print(check.table())
+    return 0
+
+
+def _data_check(options: argparse.Namespace) -> int:
+    require("PIL", "train")
+    from rein.dgss import check, datasets
+    from rein.dgss.progress import bar
+
+    asked = datasets.parse_options(options.name, options.option)
+    report = check.check(
+        options.name,
+        options.path,
+        options.split,
+        asked,
+        limit=options.limit,
+        out=options.out,
+        progress=lambda indices: bar(indices, "read"),
+    )
+    print(report.text())
+    if options.out is not None and report.read:
+        print(f"wrote {options.out}")
+    if report.problems:
+        raise InputError(f"{len(report.problems)} of {report.images} pairs are not good; the first: {report.problems[0]}")
+    return 0
+
+
 def _demo(options: argparse.Namespace) -> int:
     require("lightning", "train")
-    from rein.dgss import data, demo, domains, report
+    from rein.dgss import demo, domains, labels, report
     from rein.dgss.training import Schedule
 
     if options.data is None:
@@ -173,19 +295,19 @@ def _demo(options: argparse.Namespace) -> int:
         if options.scenes is not None:
             raise InputError("--scenes belongs to the generated streets; with --data it means nothing.")
         if options.source is None:
-            raise InputError(f"--source is missing: which of {', '.join(data.find_domains(options.data))} shall it fit on?")
-        data.find_domains(options.data)
-        space = data.label_space(options.data, options.classes, options.ignore_label or ())
+            raise InputError(f"--source is missing: which of {', '.join(domains.find_domains(options.data))} shall it fit on?")
+        domains.find_domains(options.data)
+        space = labels.label_space(options.data, options.classes, options.ignore_label or ())
         chosen = domains.folder_domains(options.data, options.source, space, options.limit)
         crop = options.crop or 256
-    schedule = Schedule(options.steps, options.batch_size, options.lr, crop=crop, seed=options.seed)
+    schedule = Schedule(steps=options.steps, batch_size=options.batch_size, lr=options.lr, crop=crop, seed=options.seed)
     settings = demo.Options(options.out, options.backbone, options.pretrained, options.patch_size, options.full, schedule)
     try:
         results = demo.run(chosen, settings)
     except demo.Interrupted as interrupted:
         print(f"rein: {interrupted}", file=sys.stderr)
         return 130
-    print(report.table(chosen, results))
+    print(report.table(results, chosen.source))
     print(
         f"mIoU in per cent; fitted on {chosen.source!r} only. results.json, adapter.safetensors and panel.png are in {options.out}"
     )

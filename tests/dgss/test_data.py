@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 
 from dgss.folders import CLASSES, make_folder
-from rein.dgss.data import CITYSCAPES, Folder, LabelSpace, Scenes, distinct_colours, find_domains, label_space
+from rein.dgss.datasets.generated import Scenes
+from rein.dgss.domains import find_domains, open_domain
+from rein.dgss.labels import CITYSCAPES, LabelSpace, distinct_colours, label_space
 from rein.errors import InputError
 
 
@@ -20,7 +22,7 @@ def space_of(root):
 
 
 def test_a_folder_gives_images_and_labels_with_255_for_nothing(root):
-    folder = Folder(root / "day", space_of(root))
+    folder = open_domain(root / "day", space_of(root))
     assert len(folder) == 4
     image, label = folder[1]
     assert image.dtype == label.dtype == torch.uint8
@@ -35,7 +37,7 @@ def test_domains_are_found_and_named(root):
     (root / "notes").mkdir()
     (root / ".trash" / "images").mkdir(parents=True)
     (root / "day" / "images" / "._000.jpg").write_bytes(b"left by a file manager")
-    assert len(Folder(root / "day", space_of(root))) == 4
+    assert len(open_domain(root / "day", space_of(root))) == 4
     assert find_domains(root) == ["day", "dusk"]
 
 
@@ -59,7 +61,7 @@ def test_label_files_of_every_depth_are_read_as_numbers(root, mode):
     else:
         picture = Image.fromarray(numbers.astype({"L": np.uint8, "I;16": np.uint16}[mode]))
     picture.save(path)
-    label = Folder(root / "day", space_of(root))[0][1].numpy()
+    label = open_domain(root / "day", space_of(root))[0][1].numpy()
     assert np.array_equal(label[2:], numbers[2:])
 
 
@@ -138,7 +140,7 @@ SPOILED = [drop_label, label_out_of_range, other_size, coloured_label, broken_im
 def test_a_bad_folder_is_refused_and_the_file_named(root, spoil):
     message = spoil(root)
     with pytest.raises(InputError, match=message):
-        Folder(root / "day", space_of(root))
+        open_domain(root / "day", space_of(root))
 
 
 def test_a_bad_root_or_index_is_refused(root, tmp_path):
@@ -147,7 +149,7 @@ def test_a_bad_root_or_index_is_refused(root, tmp_path):
     with pytest.raises(InputError, match="has no domains"):
         find_domains(root / "day" / "images")
     with pytest.raises(InputError, match="images is not a folder"):
-        Folder(root / "night", space_of(root))
+        open_domain(root / "night", space_of(root))
     for content, message in (
         ("{not json", "index.json cannot be read"),
         ("[]", "must be an object with a list 'classes'"),

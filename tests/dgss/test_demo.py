@@ -18,8 +18,8 @@ import rein
 from dgss.folders import make_folder
 from rein.cli import main
 from rein.dgss import demo, panel, report, weights
-from rein.dgss.data import CITYSCAPES
 from rein.dgss.domains import Domains, generated_domains
+from rein.dgss.labels import CITYSCAPES
 from rein.dgss.training import Schedule
 from rein.dgss.weights import make_backbone
 
@@ -50,7 +50,7 @@ def test_the_generated_demo_compares_all_methods_and_leaves_its_files(tmp_path):
         assert result.miou["fog"] == pytest.approx(np.mean(seen))
     with Image.open(out / "panel.png") as picture:
         assert picture.width > 5 * 300
-    text = report.table(domains, results)
+    text = report.table(results, domains.source)
     assert text.splitlines()[0].split()[:7] == ["method", "head", "tuned", "in", "backbone", "%", "day*"]
     assert f"{with_rein.tuned_parameters:,}" in text
     assert len(said) == 1

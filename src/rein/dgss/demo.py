@@ -25,7 +25,8 @@ from rein.checkpoint import replace_file
 from rein.dgss.domains import Domains
 from rein.dgss.progress import bar
 from rein.dgss.report import Result, write_json, write_panel
-from rein.dgss.training import BestState, Normalize, Schedule, fit, judge
+from rein.dgss.training import BestState, Schedule, fit, judge
+from rein.dgss.transforms import Normalize
 from rein.dgss.weights import make_backbone
 from rein.errors import InputError
 from rein.segmenter import Segmenter, default_indices

@@ -9,8 +9,12 @@ from pathlib import Path
 from torch.utils.data import Dataset, Subset
 
 from rein.dgss import scenes
-from rein.dgss.data import CITYSCAPES, Folder, LabelSpace, Sample, Scenes, find_domains
+from rein.dgss.data import Pairs, Sample
+from rein.dgss.datasets import open_dataset
+from rein.dgss.datasets.generated import Scenes, scene_seeds
+from rein.dgss.labels import CITYSCAPES, LabelSpace
 from rein.dgss.progress import bar
+from rein.dgss.sampling import spread
 from rein.errors import InputError
 
 
@@ -52,19 +56,17 @@ def generated_domains(size: tuple[int, int], seed: int = 0, count: int = 160) ->
         count: scenes to fit on. An eighth as many choose the best state, and three twentieths, the same streets in every domain, are
             judged on.
     """
-    first = 3_000_000 * seed
 
-    def make(domain: str, start: int, count: int) -> Scenes:
-        seeds = range(first + start, first + start + count)
-        return Scenes(domain, seeds, size, partial(bar, desc=f"render {domain}"))
+    def make(domain: str, split: str, count: int) -> Scenes:
+        return Scenes(domain, scene_seeds(split, count, seed), size, partial(bar, desc=f"render {domain}"))
 
     source = scenes.DOMAINS[0]
     return Domains(
         source=source,
         space=CITYSCAPES,
-        train=make(source, 0, count),
-        validation=make(source, 1_000_000, max(1, count // 8)),
-        tests={domain: make(domain, 2_000_000, max(1, count * 3 // 20)) for domain in scenes.DOMAINS},
+        train=make(source, "train", count),
+        validation=make(source, "val", max(1, count // 8)),
+        tests={domain: make(domain, "test", max(1, count * 3 // 20)) for domain in scenes.DOMAINS},
     )
 
 
@@ -78,14 +80,14 @@ def folder_domains(root: Path, source: str, space: LabelSpace, limit: int | None
         limit: judge on at most so many images of a domain, evenly spaced.
 
     Raises:
-        InputError: there is no such source, nothing to judge on, or too little to fit on; or as `Folder`.
+        InputError: there is no such source, nothing to judge on, or too little to fit on; or as `open_domain`.
     """
     names = find_domains(root)
     if source not in names:
         raise InputError(f"{root} has no domain {source!r}; it has {', '.join(names)}.")
     if len(names) < 2:
         raise InputError(f"{root} has only {source!r}; at least one other domain is needed to judge on.")
-    folders = {name: Folder(root / name, space) for name in bar(names, desc="check images and labels")}
+    folders = {name: open_domain(root / name, space) for name in bar(names, desc="check images and labels")}
     count = len(folders[source])
     if count < 2:
         raise InputError(
@@ -97,12 +99,35 @@ def folder_domains(root: Path, source: str, space: LabelSpace, limit: int | None
         space=space,
         train=Subset(folders[source], range(count - held_out)),
         validation=Subset(folders[source], range(count - held_out, count)),
-        tests={name: _spaced(folder, limit) for name, folder in folders.items() if name != source},
+        tests={name: Subset(folder, spread(len(folder), limit)) for name, folder in folders.items() if name != source},
     )
 
 
-def _spaced(dataset: Dataset[Sample], limit: int | None) -> Dataset[Sample]:
-    count = len(dataset)  # type: ignore[arg-type]
-    if limit is None or limit >= count:
-        return dataset
-    return Subset(dataset, [round(i * (count - 1) / max(1, limit - 1)) for i in range(limit)])
+def find_domains(root: Path) -> list[str]:
+    """The domains below `root`, sorted: folders with an `images` folder inside.
+
+    Raises:
+        InputError: `root` is no folder, or there are no domains in it.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder; --data wants one with <domain>/images/* and <domain>/labels/*.png inside.")
+    domains = sorted(entry.name for entry in root.iterdir() if (entry / "images").is_dir() and not entry.name.startswith("."))
+    if not domains:
+        raise InputError(f"{root} has no domains; wanted <domain>/images/* and <domain>/labels/*.png in it.")
+    return domains
+
+
+def open_domain(root: Path, space: LabelSpace) -> Pairs:
+    """The data set `folder` at `root`, with every file read once, so that a bad one is found before hours of training and not after.
+
+    Raises:
+        InputError: a folder or a file is missing or unreadable, sizes differ or are too small or too thin to be cut into crops, or a
+            label is out of range. The message names it.
+    """
+    data = open_dataset("folder", root, space=space)
+    for index, (path, _) in enumerate(data.pairs):
+        image, _ = data[index]
+        height, width = image.shape[1:]
+        if min(height, width) < 16 or max(height, width) > 8 * min(height, width):
+            raise InputError(f"{path} is {width} x {height} pixels; wanted at least 16 each way, and sides of at most 8 to 1.")
+    return data

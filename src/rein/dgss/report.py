@@ -26,31 +26,31 @@ class Result:
     """How one method did.
 
     Attributes:
-        method: `frozen`, `rein` or `full`.
+        method: `frozen`, `rein` or `full`; or what a run is called.
         backbone_parameters: of the bare backbone.
         tuned_parameters: that train besides the head: those of the adapter, or of the whole backbone.
         head_parameters: of the head, the same for every method.
-        seconds: of training.
-        best_step: the step whose state was judged.
-        source_validation_miou: by which that state was chosen, 0 to 1.
         miou: domain -> mean IoU, 0 to 1.
         iou: domain -> class -> IoU, 0 to 1, NaN where the class does not occur (null in results.json).
+        seconds: of training, where it is known.
+        best_step: the step whose state was judged.
+        source_validation_miou: by which that state was chosen, 0 to 1.
     """
 
     method: str
     backbone_parameters: int
     tuned_parameters: int
     head_parameters: int
-    seconds: float
-    best_step: int
-    source_validation_miou: float
     miou: dict[str, float]
     iou: dict[str, dict[str, float]]
+    seconds: float | None = None
+    best_step: int | None = None
+    source_validation_miou: float | None = None
 
 
-def mean_over_targets(result: Result, domains: Domains) -> float:
-    """The number that matters: mean mIoU over the domains that were never shown, 0 to 1."""
-    known = [result.miou[name] for name in domains.targets if not isnan(result.miou[name])]
+def mean_over_targets(result: Result, source: str | None = None) -> float:
+    """The number that matters: mean mIoU over the domains that were never shown, all but `source`, 0 to 1."""
+    known = [value for name, value in result.miou.items() if name != source and not isnan(value)]
     return float(np.mean(known)) if known else float("nan")
 
 
@@ -58,9 +58,10 @@ def _percent(value: float) -> str:
     return "-" if isnan(value) else f"{100 * value:.1f}"
 
 
-def table(domains: Domains, results: Sequence[Result]) -> str:
+def table(results: Sequence[Result], source: str | None = None) -> str:
     """The comparison as text: parameters that train, mIoU in per cent. A star marks the source, a dash that nothing was labelled."""
-    names = [f"{name}*" if name == domains.source else name for name in domains.tests]
+    domains = list(results[0].miou)
+    names = [f"{name}*" if name == source else name for name in domains]
     header = ["method", "head", "tuned in backbone", "%", *names, "mean of unseen"]
     rows = [
         [
@@ -68,11 +69,23 @@ def table(domains: Domains, results: Sequence[Result]) -> str:
             f"{result.head_parameters:,}",
             f"{result.tuned_parameters:,}",
             f"{100 * result.tuned_parameters / result.backbone_parameters:.1f}",
-            *(_percent(result.miou[name]) for name in domains.tests),
-            _percent(mean_over_targets(result, domains)),
+            *(_percent(result.miou[name]) for name in domains),
+            _percent(mean_over_targets(result, source)),
         ]
         for result in results
     ]
+    return _aligned(header, rows)
+
+
+def class_table(result: Result) -> str:
+    """IoU of every class in every domain, in per cent; a dash where a class does not occur."""
+    domains = list(result.iou)
+    classes = list(result.iou[domains[0]])
+    rows = [[name, *(_percent(result.iou[domain][name]) for domain in domains)] for name in classes]
+    return _aligned(["class", *domains], [*rows, ["mean", *(_percent(result.miou[domain]) for domain in domains)]])
+
+
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
@@ -83,13 +96,16 @@ def table(domains: Domains, results: Sequence[Result]) -> str:
 
 def write_json(path: Path, settings: dict[str, Any], domains: Domains, results: Sequence[Result]) -> None:
     """Write `results.json`: settings, versions, and every figure; what was not counted is null."""
+    write_results(path, {**settings, "source": domains.source, "targets": domains.targets}, results, domains.source)
+
+
+def write_results(path: Path, settings: dict[str, Any], results: Sequence[Result], source: str | None = None) -> None:
+    """Write settings, versions and results as JSON; what was not counted is null."""
     versions = {module.__name__: module.__version__ for module in (rein, torch, timm, lightning)}
     content = {
         **settings,
-        "source": domains.source,
-        "targets": domains.targets,
         "versions": versions,
-        "results": [asdict(r) | {"mean_miou_of_unseen": mean_over_targets(r, domains)} for r in results],
+        "results": [asdict(r) | {"mean_miou_of_unseen": mean_over_targets(r, source)} for r in results],
     }
     replace_file(path, (json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n").encode())
 

@@ -3,28 +3,50 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import timm
-from torch import nn
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from rein import backbones
-from rein.errors import InputError
+from rein import backbones, official
+from rein.errors import InputError, ReinError
 
 
 def make_backbone(
-    name: str, pretrained: bool, patch_size: int | None, say: Callable[[str], None] = print
+    name: str,
+    pretrained: bool,
+    patch_size: int | None,
+    say: Callable[[str], None] = print,
+    *,
+    img_size: int | None = None,
+    weights: Path | None = None,
+    required: bool = False,
 ) -> tuple[nn.Module, bool]:
     """A timm model without classifier that takes images of any size where its class can, and whether its weights are pretrained.
 
-    Where the pretrained weights cannot be had, one line says so and the weights are random, from torch's random state.
+    Where the pretrained weights cannot be had, one line says so and the weights are random, from torch's random state; or that is an
+    error, where they are `required`.
+
+    Args:
+        name: timm's.
+        pretrained: whether to ask the hub for timm's weights.
+        patch_size: side in pixels; None means the model's own. Weights of a ViT with a class token are brought to it the authors' way
+            (`rein.official.resample`), others timm's way.
+        say: told what did not work.
+        img_size: side in pixels of the images to build for; None means timm's own.
+        weights: a file with weights under timm's names, for the model's own patch size.
+        required: weights that cannot be had are an error.
 
     Raises:
-        InputError: timm has no such model, or no pretrained weights for it.
+        InputError: timm has no such model, no pretrained weights for it, or they cannot be had; or the file does not fit.
         UnsupportedBackboneError: rein does not know its blocks.
     """
     if not timm.is_model(name):
@@ -32,32 +54,94 @@ def make_backbone(
         raise InputError(
             f"timm has no model {name!r}; " + (f"near it are {', '.join(near)}." if near else "see timm.list_models().")
         )
-    settings: dict[str, Any] = {"num_classes": 0} | ({"patch_size": patch_size} if patch_size else {})
-
-    def create(pretrained: bool) -> nn.Module:
-        try:
-            return timm.create_model(name, pretrained=pretrained, dynamic_img_size=True, **settings)
-        except TypeError:  # a class without that setting
-            return timm.create_model(name, pretrained=pretrained, **settings)
-
+    settings = {key: value for key, value in {"patch_size": patch_size, "img_size": img_size}.items() if value is not None}
+    state: Mapping[str, Tensor] | None = None
     loaded = False
     try:
-        if pretrained:
+        if weights is not None:
+            state = _read_weights(weights)
+        elif pretrained:
             try:
                 with _hub_asked_once():
-                    model = create(True)
+                    model = _create(name, True, {} if patch_size else settings)
                 loaded = True
             except Exception as error:  # each kind of hub failure has its own class
                 if "pretrained" in str(error):  # timm's own words for a tag or weights that do not exist
                     raise
                 reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0].partition(". ")[0]
+                if required:
+                    raise InputError(
+                        f"the weights of {name} cannot be downloaded ({reason}); give a file of them, or ask for random ones."
+                    ) from error
                 say(f"The weights of {name} cannot be downloaded ({reason}); using RANDOM weights instead.")
-        if not loaded:
-            model = create(False)
+            else:
+                if patch_size:
+                    state = model.state_dict()
+        if not loaded or state is not None:
+            model = _create(name, False, settings)
+        if state is not None:
+            model = _fill(model, state, name, settings, patch_size)
+            loaded = True
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        if isinstance(error, ReinError):
+            raise
         raise InputError(f"timm cannot build {name!r} with {settings}: {error}") from error
     backbones.find_sites(model)
     return model, loaded
+
+
+def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **settings)
+    except TypeError:  # a class without that setting
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **settings)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file, or of a pickle-free read of another."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format has errors of its own
+        raise InputError(f"{path} cannot be read as weights: {type(error).__name__}: {error}") from error
+    for key in ("state_dict", "model"):  # the usual wrappings
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise InputError(f"{path} holds no tensors by name.")
+    return found
+
+
+def _fill(
+    model: nn.Module, state: Mapping[str, Tensor], name: str, settings: dict[str, Any], patch_size: int | None
+) -> nn.Module:
+    """Give `model` the weights, made anew by timm's own filter where its patch or image size differs.
+
+    Raises:
+        InputError: tensors are missing or do not fit.
+    """
+    own, found = (_square(each.get("pos_embed")) for each in (model.state_dict(), state))
+    if patch_size and own and found and state["patch_embed.proj.weight"].shape[-1] != patch_size:
+        state = official.resample(state, patch_size, own)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    tensors = dict(state) if convert is None else convert(dict(state), model)
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in tensors or tensors[key].shape != wanted[key].shape]
+    if missing:
+        raise InputError(
+            f"the weights do not fit {name} with {settings}: {', '.join(missing[:6])} are missing or of another shape."
+        )
+    model.load_state_dict({key: tensors[key] for key in wanted})
+    return model
+
+
+def _square(positions: Tensor | None) -> int | None:
+    """The side of the grid in a position embedding (1, 1 + N, C) with a class token's entry first, or None for another."""
+    if positions is None or positions.ndim != 3:
+        return None
+    side = round(max(0, positions.shape[1] - 1) ** 0.5)
+    return side if side and side * side == positions.shape[1] - 1 else None
 
 
 @contextmanager

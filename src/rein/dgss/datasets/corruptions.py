@@ -1,0 +1,97 @@
+"""Images under common corruptions, made while reading: noise, blur, weather and digital damage in five severities.
+
+After Hendrycks and Dietterich, ICLR 2019 (arXiv 1903.12261), as Michaelis et al. (arXiv 1907.07484) apply them to images of any
+size; the library is theirs, in the form that is kept up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rein.dgss.data import Pairs, Sample
+from rein.errors import InputError
+from rein.extras import require
+
+KINDS = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
+SEVERITIES = (1, 2, 3, 4, 5)
+_OWN_SEED = ("impulse_noise", "glass_blur")  # these do not draw from numpy's global state
+_GLOBAL_STATE = threading.Lock()
+
+
+def corrupt(image: np.ndarray, kind: str, severity: int, name: str) -> np.ndarray:
+    """The image (H, W, 3) uint8 under a corruption. It depends on the image, `kind`, `severity` and `name` alone, and numpy's
+    random state stays as it was.
+
+    Raises:
+        InputError: the image is smaller than 32 pixels on a side.
+        MissingExtraError: the library is not installed.
+    """
+    if min(image.shape[:2]) < 32:
+        raise InputError(f"{name} is {image.shape[1]} x {image.shape[0]} pixels; a corruption wants at least 32 each way.")
+    library = require("imagecorruptions", "data")
+    seed = int.from_bytes(hashlib.sha256(f"{name}\n{kind}\n{severity}".encode()).digest()[:4], "big")
+    own = {"seed": seed} if kind in _OWN_SEED else {}
+    with _GLOBAL_STATE:
+        before = np.random.get_state()
+        np.random.seed(seed)
+        try:
+            corrupted: np.ndarray = library.corrupt(image, severity=severity, corruption_name=kind, **own)
+        finally:
+            np.random.set_state(before)
+    return corrupted
+
+
+class Corrupted(Pairs):
+    """A data set whose images are corrupted, and its labels as they were.
+
+    Args:
+        data: the clean data set.
+        kind: one of `KINDS`.
+        severity: 1 to 5.
+    """
+
+    def __init__(self, data: Pairs, kind: str, severity: int) -> None:
+        require("imagecorruptions", "data")  # said now and not when the first image is read
+        self.space, self.pairs, self.left_out = data.space, data.pairs, data.left_out
+        self._data, self._kind, self._severity = data, kind, severity
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, label = self._data[index]
+        return self._corrupt(image, index), label
+
+    def read_image(self, index: int) -> Tensor:
+        """The corrupted image, (3, H, W) uint8."""
+        return self._corrupt(self._data.read_image(index), index)
+
+    def name_of(self, index: int) -> str:
+        """Kind, severity, and what the clean image is called."""
+        return f"{self._kind}/{self._severity}/{self._data.name_of(index)}"
+
+    def _corrupt(self, image: Tensor, index: int) -> Tensor:
+        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        corrupted = corrupt(pixels, self._kind, self._severity, self._data.name_of(index))
+        return torch.from_numpy(corrupted).permute(2, 0, 1)

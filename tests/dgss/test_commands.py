@@ -1,0 +1,302 @@
+"""`rein fit / validate / test / predict / recipes / compare` from end to end, at toy size."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import rein
+from dgss.folders import CLASSES, make_folder
+from rein.cli import main
+from rein.dgss.weights import make_backbone
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what Lightning, TensorBoard and others warn of at such sizes
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("data"), domains=("day", "dusk", "fog"), count=6)
+
+
+def domain(data, name):
+    return {"dataset": "folder", "path": str(data), "split": name, "title": name}
+
+
+def configuration(data, out, **model):
+    return {
+        "out": str(out),
+        "checkpoint_every": 2,
+        "model": {
+            "backbone": "test_vit",
+            "pretrained": False,
+            "patch_size": 8,
+            "method_settings": {"num_tokens": 5, "rank": 2, "query_dim": None},
+            "head": "LinearHead",
+            "lr": 3e-3,
+            "window": 32,
+            **model,
+        },
+        "data": {
+            "sources": [domain(data, "day")],
+            "targets": [domain(data, "dusk"), domain(data, "fog")],
+            "held_out": 2,
+            "crop": 32,
+            "batch_size": 2,
+            "workers": 0,
+        },
+        "trainer": {"max_steps": 6, "val_check_interval": 3, "enable_progress_bar": False, "accelerator": "cpu"},
+    }
+
+
+def write(path, config):
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """A finished and judged run of Rein."""
+    folder = tmp_path_factory.mktemp("run")
+    config = write(folder / "small.yaml", configuration(data, folder / "rein"))
+    assert main(["fit", "--config", config]) == 0
+    assert main(["test", "--config", str(folder / "rein" / "config.yaml")]) == 0
+    return folder / "rein"
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_a_run_leaves_configuration_logs_pictures_and_small_checkpoints(run):
+    assert (run / "config.yaml").exists()
+    assert list(run.glob("logs/version_0/events*"))
+    assert "source_miou" in (run / "logs/version_0/metrics.csv").read_text()
+    assert sorted(path.name for path in (run / "pictures").iterdir()) == ["000003.png", "000006.png"]
+    state = weights(run / "checkpoints" / "last.ckpt")
+    backbone = [name for name in state["state_dict"] if name.startswith("segmenter.backbone.")]
+    assert backbone
+    assert all(name.startswith("segmenter.backbone.rein.") for name in backbone)
+    assert weights(run / "checkpoints" / "best.ckpt")["state_dict"].keys() == state["state_dict"].keys()
+
+
+def test_the_segmenter_of_a_run_loads_without_the_experiment(run):
+    torch.manual_seed(0)
+    backbone = make_backbone("test_vit", False, 8)[0]
+    segmenter = rein.Segmenter.load(run / "segmenter.safetensors", backbone)
+    state = weights(run / "checkpoints" / "last.ckpt")["state_dict"]
+    assert torch.equal(segmenter.head.classifier.weight, state["segmenter.head.classifier.weight"])
+
+
+def test_judging_gives_every_domain_and_class_and_examples(run):
+    content = json.loads((run / "test" / "results.json").read_text())
+    (result,) = content["results"]
+    assert list(result["miou"]) == ["dusk", "fog"]
+    assert list(result["iou"]["fog"]) == CLASSES
+    seen = [value for value in result["iou"]["fog"].values() if value is not None]
+    assert result["miou"]["fog"] == pytest.approx(np.mean(seen))
+    assert result["mean_miou_of_unseen"] == pytest.approx(np.mean(list(result["miou"].values())))
+    assert content["seed"] == 0
+    (first, *_) = content["examples"]["dusk"]
+    with Image.open(next((run / "test/examples/dusk").glob("*-prediction.png"))) as picture:
+        assert picture.mode == "P"
+        assert np.array(picture).max() < 3
+    assert first
+
+
+def test_judging_counts_what_the_segmenter_predicts(run, data):
+    """The figures again, by hand: file, labels, confusion."""
+    torch.manual_seed(0)
+    segmenter = rein.Segmenter.load(run / "segmenter.safetensors", make_backbone("test_vit", False, 8)[0])
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    hit, union = np.zeros(3), np.zeros(3)
+    for image in sorted((data / "fog" / "images").iterdir()):
+        pixels = torch.from_numpy(np.array(Image.open(image)))
+        batch = ((pixels / 255 - mean) / std).permute(2, 0, 1)[None].float()
+        predicted = segmenter.predict(batch, 32).argmax(1)[0].numpy()
+        label = np.array(Image.open(data / "fog" / "labels" / f"{image.stem}.png"))
+        counted = label != 11
+        for k in range(3):
+            hit[k] += ((label == k) & (predicted == k) & counted).sum()
+            union[k] += (((label == k) | (predicted == k)) & counted).sum()
+    (result,) = json.loads((run / "test" / "results.json").read_text())["results"]
+    assert list(result["iou"]["fog"].values()) == pytest.approx(list(hit / union), abs=1e-6)
+
+
+def test_predicting_a_folder_writes_classes_of_each_image(run, data, tmp_path, capsys):
+    images = data / "dusk" / "images"
+    out = ["--out", str(tmp_path / "out"), "--ckpt_path", str(run / "checkpoints/last.ckpt")]
+    assert main(["predict", "--config", str(run / "config.yaml"), "--data.predict", str(images), *out]) == 0
+    written = sorted((tmp_path / "out" / "predictions").iterdir())
+    assert [path.stem for path in written] == [path.stem for path in sorted(images.iterdir())]
+    with Image.open(written[0]) as picture:
+        assert picture.size == (48, 32)
+        assert np.array(picture).max() < 3
+
+
+def test_validating_judges_the_held_out_source_pairs(run, capsys):
+    assert main(["validate", "--config", str(run / "config.yaml")]) == 0
+    assert "source_miou" in capsys.readouterr().out
+
+
+def test_runs_are_compared_in_a_table_and_a_panel_for_each_domain(run, data, tmp_path, capsys):
+    other = tmp_path / "frozen"
+    config = write(tmp_path / "frozen.yaml", configuration(data, other, method="freeze", method_settings={}))
+    assert main(["fit", "--config", config]) == 0
+    assert main(["test", "--config", config]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(other), str(run), "--out", str(tmp_path / "panels")]) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines()[2:4]] == ["freeze", "rein"]
+    assert {path.name for path in (tmp_path / "panels").iterdir()} == {"dusk.png", "fog.png", "table.txt"}
+    with Image.open(tmp_path / "panels" / "dusk.png") as picture:
+        red = (np.array(picture.convert("RGB")) == (220, 30, 30)).all(2)
+    assert red.any()  # errors
+    stored = json.loads((run / "test/results.json").read_text())
+    changed = tmp_path / "changed"
+    (changed / "test").mkdir(parents=True)
+    stored["classes"] = ["a", "b", "c"]
+    (changed / "test" / "results.json").write_text(json.dumps(stored))
+    assert main(["compare", str(run), str(changed), "--out", str(tmp_path / "no")]) == 2
+    assert "must have judged the same" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten(run, capsys):
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    assert main(["fit", "--config", str(run / "config.yaml")]) == 2
+    assert "holds a run already; add --ckpt_path last" in capsys.readouterr().err
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--model.method=lor", "there are full, freeze, rein"),
+        ("--model.backbone=vit_giant_of_nowhere", "timm has no model"),
+        ("--model.head=Linear", "there are DecoderHead"),
+        ("--data.root=/nowhere", None),
+        ("--data.held_out=6", "were to be held out"),
+        ("--data.targets=[{dataset: cityscapes, path: .}]", "must have the same"),
+        ("--data.targets=[{dataset: gtaw}]", "there are gtav"),
+        ("--model.lr=-1", "rates must be above 0"),
+        ("--checkpoint_every=0", "must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_code_2(data, tmp_path, capsys, option, said):
+    config = write(tmp_path / "c.yaml", configuration(data, tmp_path / "out"))
+    code = main(["fit", "--config", config, option, "--trainer.max_steps=1"])
+    if said is None:
+        assert code == 0  # no domain of this configuration lies there
+        return
+    assert code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("rein: ")
+    assert said in error
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("option", ["--model.num_token=3", "--data.crops=3", "--trainer.steps=4", "--modle.lr=1"])
+def test_unknown_keys_are_rejected(data, tmp_path, capsys, option):
+    config = write(tmp_path / "c.yaml", configuration(data, tmp_path / "out"))
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", config, option])
+    assert stopped.value.code == 2
+    assert option.partition("=")[0].lstrip("-") in capsys.readouterr().err
+
+
+def test_an_unknown_key_in_a_file_is_rejected(data, tmp_path, capsys):
+    config = configuration(data, tmp_path / "out")
+    config["data"]["cropp"] = 3
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", write(tmp_path / "c.yaml", config)])
+    assert "cropp" in capsys.readouterr().err
+
+
+def test_judging_without_a_fit_says_so(data, tmp_path, capsys):
+    config = write(tmp_path / "c.yaml", configuration(data, tmp_path / "none"))
+    assert main(["test", "--config", config]) == 2
+    assert "last.ckpt does not exist; fit first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model.method": "freeze", "model.method_settings": {}}, "checkpoint's method is 'rein'"),
+        ({"seed_everything": 7}, "frozen weights are not those"),
+        ({"model.method_settings": {"num_tokens": 6, "rank": 2, "query_dim": None}}, "tensors are not those"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(run, data, tmp_path, capsys, change, said):
+    config = configuration(data, run)
+    for key, value in change.items():
+        if "." in key:
+            config[key.partition(".")[0]][key.partition(".")[2]] = value
+        else:
+            config[key] = value
+    assert main(["test", "--config", write(tmp_path / "c.yaml", config)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_average_of_the_weights_is_what_is_judged_and_kept(data, tmp_path):
+    config = configuration(data, tmp_path / "ema", ema=0.9)
+    assert main(["fit", "--config", write(tmp_path / "c.yaml", config)]) == 0
+    state = weights(tmp_path / "ema/checkpoints/last.ckpt")
+    average = state["rein"]["average"]
+    key = "head.classifier.weight"
+    assert not torch.equal(average[key], state["state_dict"][f"segmenter.{key}"])
+    torch.manual_seed(0)
+    segmenter = rein.Segmenter.load(tmp_path / "ema/segmenter.safetensors", make_backbone("test_vit", False, 8)[0])
+    assert torch.equal(segmenter.head.classifier.weight, average[key])
+
+
+class TestKilled:
+    """SIGKILL anywhere, then the same command again: the same weights, bit for bit."""
+
+    @pytest.fixture(scope="class")
+    def config(self, data):
+        head = {"channels": 64, "encoder_layers": 1, "decoder_layers": 1, "num_points": 32, "decoder_feedforward": 32}
+        method = {"method_settings": {"num_tokens": 6, "rank": 2, "query_dim": 64}}
+        config = configuration(data, "?", head="Mask2FormerHead", head_settings=head, ema=0.9, **method)
+        config["trainer"] |= {"max_steps": 5, "accumulate_grad_batches": 2, "val_check_interval": 4, "gradient_clip_val": 1.0}
+        return config
+
+    @pytest.fixture(scope="class")
+    def whole(self, config, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("whole")
+        assert main(["fit", "--config", write(folder / "c.yaml", {**config, "out": str(folder / "out")})]) == 0
+        return folder / "out"
+
+    @pytest.mark.parametrize(
+        ("when", "batch"),
+        [
+            ("on_train_batch_start", 1),
+            ("on_train_batch_start", 7),
+            ("on_before_optimizer_step", 9),
+            ("on_validation_batch_start", 7),
+        ],
+    )
+    def test_a_killed_run_ends_as_if_nothing_had_been(self, config, whole, tmp_path, when, batch):
+        killed = {**config, "out": str(tmp_path / "out")}
+        resumed = ["fit", "--config", write(tmp_path / "c.yaml", killed), "--ckpt_path", "last"]
+        callback = {"class_path": "dgss.killing.Kill", "init_args": {"when": when, "batch": batch}}
+        killed["trainer"] = {**config["trainer"], "callbacks": [callback]}
+        command = [sys.executable, "-m", "rein.cli", "fit", "--config", write(tmp_path / "k.yaml", killed)]
+        tests = str(Path(__file__).parents[1])
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": tests}, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert main(resumed) == 0
+        for name in ("last", "best"):
+            one, other = (weights(out / "checkpoints" / f"{name}.ckpt") for out in (whole, tmp_path / "out"))
+            assert one["global_step"] == other["global_step"]
+            assert one["state_dict"].keys() == other["state_dict"].keys()
+            for key, tensor in one["state_dict"].items():
+                assert torch.equal(tensor, other["state_dict"][key]), key
+            for key, tensor in one["rein"]["average"].items():
+                assert torch.equal(tensor, other["rein"]["average"][key]), key
