@@ -263,12 +263,20 @@ def match_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: str | 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Header) -> None:
     """Write a complete file beside `path`, sync it, and rename it over `path`.
 
+    Tensors that are spread over devices (FSDP2) are gathered, for which every process must come here; each writes the same file.
+
     Raises:
         CheckpointError: the folder does not exist or cannot be written; an older file is untouched.
     """
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    on_cpu = {name: _gathered(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
     metadata = header.to_metadata()
     replace_file(path, to_bytes(on_cpu, metadata | {"sha256": _digest(on_cpu, metadata)}))
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, wherever its parts are."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
 
 
 def replace_file(path: str | os.PathLike[str], content: bytes) -> None:

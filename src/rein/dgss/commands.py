@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback, Checkpoint, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from rein.dgss import panel, recipes, report, runs
@@ -104,7 +105,12 @@ class ReinCLI(LightningCLI):
         trainer = {**config, **kwargs}
         trainer["callbacks"] = [*(trainer.get("callbacks") or []), *callbacks]
         trainer["default_root_dir"] = str(self.out)
-        return self._instantiate_trainer(trainer, [])
+        made = self._instantiate_trainer(trainer, [])
+        if getattr(made.strategy, "_save_distributed_checkpoint", False):
+            raise InputError(
+                "ModelParallelStrategy saves a folder that wants every frozen weight again; give it save_distributed_checkpoint: false."
+            )
+        return made
 
     # -- around the commands
 
@@ -118,15 +124,15 @@ class ReinCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Write what others load: adapter and head in one small file."""
-        if self._get(self.config, "trainer").get("fast_dev_run") or not self.trainer.is_global_zero:
+        if self._get(self.config, "trainer").get("fast_dev_run"):
             return
         path = self.out / "segmenter.safetensors"
         model: Any = self.model
         if model.method == "freeze" or model.method.startswith("rein"):
             with model.averaged():
                 model.segmenter.save(path)
-            print(f"adapter and head are in {path}")
-        print(f"now judge it: rein test --config {self.out / 'config.yaml'}")
+            rank_zero_info(f"adapter and head are in {path}")
+        rank_zero_info(f"now judge it: rein test --config {self.out / 'config.yaml'}")
 
     def before_validate(self) -> None:
         """Judge the run's last state unless another is asked for."""
@@ -199,7 +205,8 @@ class LastState(Checkpoint):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save, unless a validation follows."""
-        if (batch_idx + 1) % int(trainer.val_check_batch or 1):
+        due = trainer.val_check_batch
+        if not due or (batch_idx + 1) % due:
             self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

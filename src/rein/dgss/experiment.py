@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +90,14 @@ class Experiment(SegmentationTask):
             _checkpoint(model)
         torch.manual_seed(seed + 1)  # every method starts from the same head
         segmenter = Segmenter(model, make_head(head, model, num_classes, head_settings or {}))
+        if row.backbone_factor != 1:  # its own weights train
+            for name in methods.unused_by_maps(model, segmenter.indices):
+                model.get_parameter(name).requires_grad_(False)
         normalize = Normalize(*(IMAGENET if imagenet_normalization else backbones.normalization(model)))
         how = Optimization(lr, weight_decay, power, row.backbone_factor, ema)
         super().__init__(segmenter, normalize, how, seed=seed, window=window, stride=stride, own=own)
         self.backbone_name, self.method, self.compiled = backbone, method, compile
         self.backbone_parameters = sum(own.values())
-        self.names: Sequence[str] = ()
         if compile:
             segmenter.loss = torch.compile(segmenter.loss)  # type: ignore[method-assign]
 
@@ -164,9 +165,24 @@ def shard(segmenter: Segmenter, mesh: Any) -> None:
 
     for site in backbones.find_sites(segmenter.backbone):
         fully_shard(segmenter.backbone.get_submodule(site.path), mesh=mesh)
-    fully_shard(segmenter, mesh=mesh)
+    scalars = {parameter for parameter in segmenter.parameters() if parameter.ndim == 0}  # the adapter's scale, which FSDP2 refuses
+    fully_shard(segmenter, mesh=mesh, ignored_params=scalars)
+    for scalar in scalars:
+        scalar.register_post_accumulate_grad_hook(_Mean(mesh))
     for method in ("loss", "predict"):
         register_fsdp_forward_method(segmenter, method)
+
+
+class _Mean:
+    """The mean of a gradient over the devices of a mesh, as FSDP2 takes it of what it spreads."""
+
+    def __init__(self, mesh: Any) -> None:
+        self.mesh = mesh
+
+    def __call__(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            torch.distributed.all_reduce(parameter.grad, group=self.mesh.get_group())
+            parameter.grad /= self.mesh.size()
 
 
 def _checkpoint(model: nn.Module) -> None:

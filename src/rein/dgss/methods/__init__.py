@@ -4,7 +4,8 @@
 take out and put back what training changes.
 """
 
+from rein.dgss.methods.frozen import unused_by_maps
 from rein.dgss.methods.state import load_tuned, tuned_parameters, tuned_state
 from rein.dgss.methods.table import METHODS, Method, apply, find
 
-__all__ = ["METHODS", "Method", "apply", "find", "load_tuned", "tuned_parameters", "tuned_state"]
+__all__ = ["METHODS", "Method", "apply", "find", "load_tuned", "tuned_parameters", "tuned_state", "unused_by_maps"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -125,6 +125,22 @@ def _shapes(twin: nn.Module) -> list[tuple[int, ...]]:
     taps: Any = getattr(twin, "forward_intermediates", None)
     outputs = twin(image) if taps is None else taps(image, intermediates_only=True)
     return [tuple(output.shape) for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+
+
+def unused_by_maps(backbone: nn.Module, indices: Sequence[int]) -> list[str]:
+    """Names of the parameters on which the maps of these blocks do not depend, as a final norm; found without weights.
+
+    Data-parallel training wants a gradient for everything that trains.
+    """
+    twin = _without_weights(backbone)
+    spec = backbones.input_spec(twin)
+    height, width = spec.fixed_size or (4 * spec.multiple[0], 4 * spec.multiple[1])
+    dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
+    with torch.enable_grad():
+        twin.requires_grad_(True)
+        maps = backbones.feature_maps(twin, torch.empty(1, spec.channels, height, width, dtype=dtype, device="meta"), indices)
+        torch.stack([each.sum() for each in maps]).sum().backward()
+    return [name for name, parameter in twin.named_parameters() if parameter.grad is None]
 
 
 def adapter_dtype(backbone: nn.Module) -> torch.dtype:
