@@ -29,7 +29,10 @@ def write_gtav(root: Path, count: int) -> None:
     """PNG of 1914 x 1052, labels paletted."""
     for number in range(count):
         scene = scenes.render(number, "day", (1052, 1914))
-        for folder, picture in (("images", Image.fromarray(scene.image)), ("labels", Image.fromarray(LABEL_IDS[scene.label], "P"))):
+        for folder, picture in (
+            ("images", Image.fromarray(scene.image)),
+            ("labels", Image.fromarray(LABEL_IDS[scene.label], "P")),
+        ):
             (root / folder).mkdir(parents=True, exist_ok=True)
             if folder == "labels":
                 picture.putpalette(list(range(256)) * 3)
@@ -45,6 +48,26 @@ def write_bdd100k(root: Path, count: int) -> None:
         scene = scenes.render(number, "day", (720, 1280))
         Image.fromarray(scene.image).save(images / f"{number:05}.jpg", quality=90)
         Image.fromarray(scene.label).save(labels / f"{number:05}.png")
+
+
+class Read:
+    """The files alone."""
+
+    def __init__(self, pairs) -> None:
+        self.pairs = pairs
+
+    def __call__(self, number: int, place: int) -> None:
+        self.pairs[number]
+
+
+class Pipeline:
+    """The files and the transforms."""
+
+    def __init__(self, pairs, crop: int) -> None:
+        self.drawn = Drawn(pairs, TrainingTransform(crop), seed=0)
+
+    def __call__(self, number: int, place: int) -> None:
+        self.drawn[Draw(number, place)]
 
 
 def rate(read, count: int, repeats: int) -> dict:
@@ -71,10 +94,13 @@ def main() -> None:
         for name, write in (("gtav", write_gtav), ("bdd100k", write_bdd100k)):
             write(Path(folder) / name, options.count)
             pairs = open_dataset(name, Path(folder) / name)
-            row = {"data": name, "size": list(pairs[0][0].shape[1:]), "read": rate(lambda i, _: pairs[i], options.count, options.repeats)}
+            row = {
+                "data": name,
+                "size": list(pairs[0][0].shape[1:]),
+                "read": rate(Read(pairs), options.count, options.repeats),
+            }
             for crop in (512, 1024):
-                drawn = Drawn(pairs, TrainingTransform(crop), seed=0)
-                row[f"pipeline {crop}"] = rate(lambda i, place: drawn[Draw(i, place)], options.count, options.repeats)
+                row[f"pipeline {crop}"] = rate(Pipeline(pairs, crop), options.count, options.repeats)
             results.append(row)
             print(row)
     if options.out:

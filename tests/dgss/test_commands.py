@@ -187,11 +187,12 @@ def test_a_run_is_not_overwritten(run, capsys):
         ("--data.targets=[{dataset: gtaw}]", "there are gtav"),
         ("--model.lr=-1", "rates must be above 0"),
         ("--checkpoint_every=0", "must be at least 1"),
+        ("--trainer.max_steps=-1", "it must be at least 1: the learning rate"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_code_2(data, tmp_path, capsys, option, said):
     config = write(tmp_path / "c.yaml", configuration(data, tmp_path / "out"))
-    code = main(["fit", "--config", config, option, "--trainer.max_steps=1"])
+    code = main(["fit", "--config", config, "--trainer.max_steps=1", option])
     if said is None:
         assert code == 0  # no domain of this configuration lies there
         return

@@ -80,7 +80,7 @@ def test_the_optimizer_has_the_authors_groups_and_the_poly_schedule():
     schedule = Schedule(steps=100, lr=1e-3)
     model = segmenter(wrap=False)
     task = SegmentationTask(model, NORMALIZE, schedule)
-    task.trainer = SimpleNamespace(estimated_stepping_batches=schedule.steps)
+    task.trainer = SimpleNamespace(max_steps=schedule.steps)
     setup = task.configure_optimizers()
     optimizer, poly = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}

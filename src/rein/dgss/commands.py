@@ -6,6 +6,7 @@ A run has one folder, `--out`: its configuration, logs, checkpoints, results and
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import warnings
@@ -75,6 +76,10 @@ class ReinCLI(LightningCLI):
         every = self._get(self.config, "checkpoint_every")
         if every < 1:
             raise InputError(f"checkpoint_every {every} must be at least 1.")
+        if config["max_steps"] < 1:
+            raise InputError(
+                f"trainer.max_steps is {config['max_steps']}; it must be at least 1: the learning rate decays over it."
+            )
         fitting = self.subcommand == "fit" and not config.get("fast_dev_run")
         if config.get("logger") is None:
             kwargs["logger"] = _loggers(self.out) if fitting else False
@@ -226,7 +231,7 @@ class LastState(Checkpoint):
             return
         self._saved = trainer.global_step
         partial = self.path.with_name(f"partial-{self.path.name}")
-        trainer.save_checkpoint(partial)
+        trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
             if self.path.is_dir():  # one file for each device, in a folder
                 shutil.rmtree(self.path)
@@ -380,6 +385,8 @@ def _arrays(batch: Any, prediction: torch.Tensor) -> tuple[np.ndarray, np.ndarra
 @contextmanager
 def _unasked_advice_ignored() -> Iterator[None]:
     """Keep back what Lightning says of things that are meant as they are."""
+    said = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    said.addFilter(_is_asked)
     with warnings.catch_warnings():
         for message in (
             ".*LightningCLI's args parameter is intended",
@@ -390,7 +397,15 @@ def _unasked_advice_ignored() -> Iterator[None]:
             ".*LeafSpec.*is deprecated",
         ):
             warnings.filterwarnings("ignore", message=message)
-        yield
+        try:
+            yield
+        finally:
+            said.removeFilter(_is_asked)
+
+
+def _is_asked(record: logging.LogRecord) -> bool:
+    """Whether a line is about this run, and not about products."""
+    return "💡" not in record.getMessage()
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -407,7 +422,7 @@ def run(arguments: Sequence[str]) -> None:
             save_config_callback=SaveConfig,
             trainer_defaults={
                 "max_steps": 40_000,
-                "max_epochs": -1,
+                "max_epochs": 1,  # the loader's, which has all steps
                 "val_check_interval": 4_000,
                 "check_val_every_n_epoch": None,
                 "num_sanity_val_steps": 0,

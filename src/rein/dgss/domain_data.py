@@ -201,6 +201,7 @@ class DomainData(lightning.LightningDataModule):
             sampler=_Fixed(mine),
             num_workers=self.workers,
             multiprocessing_context="spawn" if self.workers else None,
+            persistent_workers=self.workers > 0,
         )
 
 

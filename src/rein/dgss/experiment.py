@@ -165,7 +165,9 @@ def shard(segmenter: Segmenter, mesh: Any) -> None:
 
     for site in backbones.find_sites(segmenter.backbone):
         fully_shard(segmenter.backbone.get_submodule(site.path), mesh=mesh)
-    scalars = {parameter for parameter in segmenter.parameters() if parameter.ndim == 0}  # the adapter's scale, which FSDP2 refuses
+    scalars = {
+        parameter for parameter in segmenter.parameters() if parameter.ndim == 0
+    }  # the adapter's scale, which FSDP2 refuses
     fully_shard(segmenter, mesh=mesh, ignored_params=scalars)
     for scalar in scalars:
         scalar.register_post_accumulate_grad_hook(_Mean(mesh))

@@ -107,6 +107,7 @@ class RunLoader(DataLoader[Sample]):
             pin_memory=torch.cuda.is_available(),
             # a process that was forked beside torch's threads may hang
             multiprocessing_context="spawn" if workers else None,
+            persistent_workers=workers > 0,
             generator=torch.Generator(),  # draws the processes' seeds, of which nothing here depends
         )
         self.run_sampler = sampler

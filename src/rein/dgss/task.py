@@ -117,7 +117,9 @@ class SegmentationTask(lightning.LightningModule):
                 if parameters:
                     groups.append({**group, "params": parameters, "lr": how.lr * factor})
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = (
+            self.trainer.max_steps
+        )  # not the trainer's estimate, which opens the loaders before a checkpoint says where they were
         poly = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=how.power)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": poly, "interval": "step"}}
 
