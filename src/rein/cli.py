@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ReinError as error:
-        print(f"rein: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"rein: {' '.join(_said(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("rein: interrupted.", file=sys.stderr)
@@ -41,6 +41,12 @@ EXPERIMENT = {
     "test": "judge a run on its targets: mIoU by domain and class, JSON, examples",
     "predict": "predict a folder of images",
 }
+
+
+def _said(error: ReinError) -> str:
+    """What an error says, without the traceback that torch puts before what a loading process said."""
+    text = str(error)
+    return text.rpartition(f"{type(error).__name__}: ")[2] if "Original Traceback" in text else text
 
 
 class _Parser(argparse.ArgumentParser):
@@ -228,6 +234,7 @@ def _experiment(arguments: Sequence[str]) -> int:
 
 
 def _recipes(options: argparse.Namespace) -> int:
+    require("yaml", "train")
     from rein.dgss import recipes
 
     if options.name is not None:
@@ -236,7 +243,7 @@ def _recipes(options: argparse.Namespace) -> int:
     found = recipes.listed()
     width = max(len(recipe.name) for recipe in found)
     for recipe in found:
-        print(f"{recipe.name:{width}}  {recipe.title}")
+        print(f"{recipe.name:{width}}  {recipe.title}{f' -- published: {recipe.aim}' if recipe.aim else ''}")
     print(f"{len(found)} recipes; rein fit --config NAME --data.root FOLDER runs one")
     return 0
 
@@ -307,7 +314,7 @@ def _demo(options: argparse.Namespace) -> int:
     except demo.Interrupted as interrupted:
         print(f"rein: {interrupted}", file=sys.stderr)
         return 130
-    print(report.table(results, chosen.source))
+    print(report.table(results, [chosen.source]))
     print(
         f"mIoU in per cent; fitted on {chosen.source!r} only. results.json, adapter.safetensors and panel.png are in {options.out}"
     )

@@ -143,7 +143,9 @@ def test_predicting_a_folder_writes_classes_of_each_image(run, data, tmp_path, c
 
 def test_validating_judges_the_held_out_source_pairs(run, capsys):
     assert main(["validate", "--config", str(run / "config.yaml")]) == 0
-    assert "source_miou" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split() == ["class", "source", "validation"]
+    assert [line.split()[0] for line in said[2:]] == [*CLASSES, "mean"]
 
 
 def test_runs_are_compared_in_a_table_and_a_panel_for_each_domain(run, data, tmp_path, capsys):
@@ -166,6 +168,10 @@ def test_runs_are_compared_in_a_table_and_a_panel_for_each_domain(run, data, tmp
     (changed / "test" / "results.json").write_text(json.dumps(stored))
     assert main(["compare", str(run), str(changed), "--out", str(tmp_path / "no")]) == 2
     assert "must have judged the same" in capsys.readouterr().err
+    assert main(["test", "--config", config, "--data.judged_edge", "24"]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(other), str(run), "--out", str(tmp_path / "no")]) == 2
+    assert "were not judged alike, judged_edge None and 24" in capsys.readouterr().err
 
 
 def test_a_run_is_not_overwritten(run, capsys):
@@ -206,17 +212,15 @@ def test_what_cannot_be_is_one_line_and_code_2(data, tmp_path, capsys, option, s
 @pytest.mark.parametrize("option", ["--model.num_token=3", "--data.crops=3", "--trainer.steps=4", "--modle.lr=1"])
 def test_unknown_keys_are_rejected(data, tmp_path, capsys, option):
     config = write(tmp_path / "c.yaml", configuration(data, tmp_path / "out"))
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", "--config", config, option])
-    assert stopped.value.code == 2
-    assert option.partition("=")[0].lstrip("-") in capsys.readouterr().err
+    assert main(["fit", "--config", config, option]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rein: ")]
+    assert option.partition("=")[0].lstrip("-") in line
 
 
 def test_an_unknown_key_in_a_file_is_rejected(data, tmp_path, capsys):
     config = configuration(data, tmp_path / "out")
     config["data"]["cropp"] = 3
-    with pytest.raises(SystemExit):
-        main(["fit", "--config", write(tmp_path / "c.yaml", config)])
+    assert main(["fit", "--config", write(tmp_path / "c.yaml", config)]) == 2
     assert "cropp" in capsys.readouterr().err
 
 
@@ -257,6 +261,88 @@ def test_the_average_of_the_weights_is_what_is_judged_and_kept(data, tmp_path):
     assert torch.equal(segmenter.head.classifier.weight, average[key])
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--trainer.max_steps", "12"], "trainer.max_steps was 6, is 12"),
+        (["--model.lr", "0.05"], "model.lr was 0.003, is 0.05"),
+        (["--data.batch_size", "1", "--data.crop", "16"], "data.batch_size was 2, is 1; data.crop was 32, is 16"),
+        (["--model.ema", "0.5"], "model.ema was None, is 0.5"),
+    ],
+)
+def test_a_run_goes_on_as_it_began_or_not_at_all(run, capsys, options, said):
+    before = (run / "config.yaml").read_text()
+    assert main(["fit", "--config", str(run / "config.yaml"), "--ckpt_path", "last", *options]) == 2
+    assert said in capsys.readouterr().err
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_what_is_no_whole_checkpoint_is_said(run, tmp_path, capsys):
+    config = str(run / "config.yaml")
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes((run / "checkpoints/last.ckpt").read_bytes()[:-100_000])
+    for command in ("fit", "test"):
+        for path, said in ((broken, "is not a whole checkpoint"), (tmp_path / "none.ckpt", "does not exist")):
+            assert main([command, "--config", config, "--ckpt_path", str(path)]) == 2
+            assert said in capsys.readouterr().err
+    assert main(["fit", "--config", config, "--ckpt_path", "best"]) == 2
+    assert "holds weights alone" in capsys.readouterr().err
+
+
+def test_a_short_run_is_judged_at_its_end(data, tmp_path):
+    config = configuration(data, tmp_path / "short")
+    config["trainer"] |= {"max_steps": 2, "val_check_interval": 500}
+    assert main(["fit", "--config", write(tmp_path / "c.yaml", config)]) == 0
+    assert (tmp_path / "short/checkpoints/best.ckpt").exists()
+    assert "loss" in (tmp_path / "short/logs/version_0/metrics.csv").read_text()
+
+
+def test_predictions_keep_the_names_of_the_images(run, tmp_path):
+    names = ["街", "道", "x y", "x-y", "sub/x", "sub-x"]
+    for name in names:
+        (tmp_path / "odd" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 32), (90, 90, 90)).save(tmp_path / "odd" / f"{name}.png")
+    arguments = ["predict", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "out")]
+    arguments += ["--ckpt_path", str(run / "checkpoints/last.ckpt"), "--data.predict"]
+    assert main([*arguments, str(tmp_path / "odd")]) == 0
+    written = {path.relative_to(tmp_path / "out/predictions") for path in (tmp_path / "out/predictions").rglob("*.png")}
+    assert written == {Path(f"{name}.png") for name in names}
+
+
+def test_a_bad_image_is_found_before_anything_is_predicted(run, tmp_path, capsys):
+    for name in ("a", "b"):
+        Image.new("RGB", (40, 32)).save(tmp_path / f"{name}.png")
+    Image.new("I;16", (40, 32)).save(tmp_path / "c.png")
+    arguments = ["predict", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "out")]
+    arguments += ["--ckpt_path", str(run / "checkpoints/last.ckpt"), "--data.predict"]
+    assert main([*arguments, str(tmp_path)]) == 2
+    assert "c.png is a picture of mode I;16" in capsys.readouterr().err
+    assert not (tmp_path / "out/predictions").exists()
+    assert main([*arguments, str(tmp_path / "nowhere")]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
+
+
+def test_what_a_loading_process_says_is_one_line(tmp_path, capsys):
+    data = make_folder(tmp_path / "data", count=4)
+    Image.fromarray(np.full((32, 48), 7, np.uint8)).save(data / "day/labels/001.png")
+    config = configuration(data, tmp_path / "out")
+    config["data"]["targets"] = config["data"]["targets"][:1]
+    config["data"]["workers"] = 1
+    assert main(["fit", "--config", write(tmp_path / "c.yaml", config)]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(f"rein: {data / 'day/labels/001.png'} has labels [7]; wanted 0 to 2")
+
+
+def test_a_source_among_the_targets_is_marked_and_not_in_the_mean(run, data, tmp_path, capsys):
+    config = configuration(data, run)
+    config["data"]["targets"] = [domain(data, "day"), domain(data, "fog")]
+    arguments = ["--ckpt_path", str(run / "checkpoints/last.ckpt"), "--out", str(tmp_path / "out")]
+    assert main(["test", "--config", write(tmp_path / "c.yaml", config), *arguments]) == 0
+    assert "day*" in capsys.readouterr().out
+    (result,) = json.loads((tmp_path / "out/test/results.json").read_text())["results"]
+    assert result["mean_miou_of_unseen"] == result["miou"]["fog"]
+
+
 class TestKilled:
     """SIGKILL anywhere, then the same command again: the same weights, bit for bit."""
 
@@ -275,23 +361,24 @@ class TestKilled:
         return folder / "out"
 
     @pytest.mark.parametrize(
-        ("when", "batch"),
+        ("when", "batches"),
         [
-            ("on_train_batch_start", 1),
-            ("on_train_batch_start", 7),
-            ("on_before_optimizer_step", 9),
-            ("on_validation_batch_start", 7),
+            ("on_train_batch_start", [1]),
+            ("on_train_batch_start", [9, 9]),  # and again with one gradient gathered since it went on from batch 8
+            ("on_before_optimizer_step", [9]),
+            ("on_validation_batch_start", [7]),
         ],
     )
-    def test_a_killed_run_ends_as_if_nothing_had_been(self, config, whole, tmp_path, when, batch):
+    def test_a_killed_run_ends_as_if_nothing_had_been(self, config, whole, tmp_path, when, batches):
         killed = {**config, "out": str(tmp_path / "out")}
         resumed = ["fit", "--config", write(tmp_path / "c.yaml", killed), "--ckpt_path", "last"]
-        callback = {"class_path": "dgss.killing.Kill", "init_args": {"when": when, "batch": batch}}
-        killed["trainer"] = {**config["trainer"], "callbacks": [callback]}
-        command = [sys.executable, "-m", "rein.cli", "fit", "--config", write(tmp_path / "k.yaml", killed)]
-        tests = str(Path(__file__).parents[1])
-        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": tests}, capture_output=True, text=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        for batch in batches:
+            callback = {"class_path": "dgss.killing.Kill", "init_args": {"when": when, "batch": batch}}
+            killed["trainer"] = {**config["trainer"], "callbacks": [callback]}
+            command = [sys.executable, "-m", "rein.cli", "fit", "--config", write(tmp_path / "k.yaml", killed)]
+            environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+            done = subprocess.run([*command, "--ckpt_path", "last"], env=environment, capture_output=True, text=True)
+            assert done.returncode == -signal.SIGKILL, done.stderr
         assert main(resumed) == 0
         for name in ("last", "best"):
             one, other = (weights(out / "checkpoints" / f"{name}.ckpt") for out in (whole, tmp_path / "out"))

@@ -362,7 +362,7 @@ def test_images_alone_are_found_below_a_folder(tmp_path):
     assert images[1].dtype == torch.uint8
     assert Images(tmp_path / "b.png").name_of(0) == "b"
     for nothing in (tmp_path / "notes.txt", tmp_path / "nowhere"):
-        with pytest.raises(InputError, match="has no images; wanted files that end in .jpg"):
+        with pytest.raises(InputError, match=r"has no images; wanted files that end in .jpg|does not exist; wanted a folder"):
             Images(nothing)
 
 
@@ -528,3 +528,25 @@ def test_folders_of_thousands_of_pairs_open_by_listing_alone(tmp_path, monkeypat
     monkeypatch.setattr(files.Path, "exists", listed)
     monkeypatch.setattr(files.Path, "open", listed)
     assert len(open_dataset("synthia", tmp_path)) == 2000
+
+
+def test_masks_of_0_and_255_are_two_classes_where_that_is_said(tmp_path):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    mask = np.zeros((20, 30), np.uint8)
+    mask[:5] = 255
+    Image.fromarray(np.repeat(mask[:, :, None], 3, 2)).save(tmp_path / "images" / "0.JPEG")
+    Image.fromarray(mask).save(tmp_path / "labels" / "0.PNG")  # suffixes may be large
+    settings = {"classes": ["background", "crack"]}
+    label = open_dataset("folder", tmp_path, **settings)[0][1]
+    assert sorted(set(label.flatten().tolist())) == [0, 255]
+    label = open_dataset("folder", tmp_path, **settings, values=(0, 255))[0][1]
+    assert torch.equal(label, torch.from_numpy(mask // 255))
+    with pytest.raises(InputError, match="as many and as different as the classes"):
+        open_dataset("folder", tmp_path, **settings, values=(0, 1, 255))
+
+
+def test_a_folder_without_that_split_names_those_there_are(tmp_path):
+    trees.make("folder", tmp_path / "mine", split="day")
+    with pytest.raises(InputError, match="has the splits day"):
+        open_dataset("folder", tmp_path / "mine")

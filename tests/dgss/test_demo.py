@@ -50,7 +50,7 @@ def test_the_generated_demo_compares_all_methods_and_leaves_its_files(tmp_path):
         assert result.miou["fog"] == pytest.approx(np.mean(seen))
     with Image.open(out / "panel.png") as picture:
         assert picture.width > 5 * 300
-    text = report.table(results, domains.source)
+    text = report.table(results, [domains.source])
     assert text.splitlines()[0].split()[:7] == ["method", "head", "tuned", "in", "backbone", "%", "day*"]
     assert f"{with_rein.tuned_parameters:,}" in text
     assert len(said) == 1

@@ -79,6 +79,8 @@ class Report:
                     f"{name.ljust(width)}  {share:6.2f}  {'#' * round(share / 2)}" if count else f"{name.ljust(width)}       -"
                 )
             lines.append(f"never: {', '.join(self.absent) or 'none; every class occurs'}")
+            if len(self.space.names) == 2 and self.absent and self.ignored:
+                lines.append("(255 counts for nothing. Where labels are masks of 0 and 255, say values=0,255.)")
             lines.append(f"counting for nothing: {100 * self.ignored / (labelled + self.ignored):.2f} % of all pixels")
         elif self.read:
             lines.append("no pixel is labelled")

@@ -41,10 +41,13 @@ class Domain:
         """The title, or one made of the data set and what was chosen of it."""
         return self.title or " ".join([self.dataset, *(str(value) for value in self.options.values())])
 
+    def folder(self, root: Path) -> Path:
+        """Where it lies, where `root` holds the data sets."""
+        return Path(self.path) if self.path is not None else root / self.dataset
+
     def open(self, root: Path, split: str) -> Pairs:
         """Find the pairs below `root`."""
-        path = Path(self.path) if self.path is not None else root / self.dataset
-        return open_dataset(self.dataset, path, self.split or split, **self.options)
+        return open_dataset(self.dataset, self.folder(root), self.split or split, **self.options)
 
 
 class DomainData(lightning.LightningDataModule):
@@ -100,9 +103,9 @@ class DomainData(lightning.LightningDataModule):
         self.held_out, self.images, self.batch_size, self.workers, self.seed = held_out, predict, batch_size, workers, seed
         self.judged_edge, self.limit = judged_edge, limit
         self.transform = TrainingTransform(crop, scales, max_share, photometric=photometric)
-        if min(batch_size, held_out + 1, (judged_edge or 1), limit or 1) < 1 or workers < 0:
+        if min(batch_size, held_out, 1 if judged_edge is None else judged_edge, 1 if limit is None else limit) < 1 or workers < 0:
             raise InputError(
-                f"batch_size {batch_size}, judged_edge {judged_edge} and limit {limit} must be at least 1, held_out {held_out} and "
+                f"batch_size {batch_size}, held_out {held_out}, judged_edge {judged_edge} and limit {limit} must be at least 1, "
                 f"workers {workers} at least 0."
             )
         domains = [*self.sources, *self.targets, *self.chosen_by]
@@ -189,7 +192,9 @@ class DomainData(lightning.LightningDataModule):
         """The images of the folder `predict`, each with its number."""
         if self.images is None:
             raise InputError("no images were given: rein predict wants --data.predict FOLDER.")
-        return self._judging(Images(Path(self.images)))
+        images = Images(Path(self.images))
+        images.check()
+        return self._judging(images)
 
     def _judging(self, dataset: Dataset[Any]) -> DataLoader[Any]:
         assert self.trainer is not None

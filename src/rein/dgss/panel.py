@@ -96,11 +96,13 @@ def draw(rows: Sequence[Row], space: LabelSpace, title: str, cell_width: int = 3
         for column, cell in enumerate(cells):
             picture.paste(cell, (left + column * (cell_width + GAP), y))
         for column, method in enumerate(methods, start=2):
+            if np.isnan(row.miou[method]):
+                continue
             _badge(
                 pen,
                 left + column * (cell_width + GAP) + cell_width - 6,
                 y + 6,
-                "-" if np.isnan(row.miou[method]) else f"{100 * row.miou[method]:.1f}",
+                f"{100 * row.miou[method]:.1f}",
             )
         y += cell_height + GAP
         if errors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isnan
 from pathlib import Path
@@ -48,9 +48,9 @@ class Result:
     source_validation_miou: float | None = None
 
 
-def mean_over_targets(result: Result, source: str | None = None) -> float:
-    """The number that matters: mean mIoU over the domains that were never shown, all but `source`, 0 to 1."""
-    known = [value for name, value in result.miou.items() if name != source and not isnan(value)]
+def mean_over_targets(result: Result, sources: Collection[str] = ()) -> float:
+    """The number that matters: mean mIoU over the domains that were never shown, all but `sources`, 0 to 1."""
+    known = [value for name, value in result.miou.items() if name not in sources and not isnan(value)]
     return float(np.mean(known)) if known else float("nan")
 
 
@@ -58,10 +58,10 @@ def _percent(value: float) -> str:
     return "-" if isnan(value) else f"{100 * value:.1f}"
 
 
-def table(results: Sequence[Result], source: str | None = None) -> str:
-    """The comparison as text: parameters that train, mIoU in per cent. A star marks the source, a dash that nothing was labelled."""
+def table(results: Sequence[Result], sources: Collection[str] = ()) -> str:
+    """The comparison as text: parameters that train, mIoU in per cent. A star marks a source, a dash that nothing was labelled."""
     domains = list(results[0].miou)
-    names = [f"{name}*" if name == source else name for name in domains]
+    names = [f"{name}*" if name in sources else name for name in domains]
     header = ["method", "head", "tuned in backbone", "%", *names, "mean of unseen"]
     rows = [
         [
@@ -70,7 +70,7 @@ def table(results: Sequence[Result], source: str | None = None) -> str:
             f"{result.tuned_parameters:,}",
             f"{100 * result.tuned_parameters / result.backbone_parameters:.1f}",
             *(_percent(result.miou[name]) for name in domains),
-            _percent(mean_over_targets(result, source)),
+            _percent(mean_over_targets(result, sources)),
         ]
         for result in results
     ]
@@ -96,16 +96,16 @@ def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def write_json(path: Path, settings: dict[str, Any], domains: Domains, results: Sequence[Result]) -> None:
     """Write `results.json`: settings, versions, and every figure; what was not counted is null."""
-    write_results(path, {**settings, "source": domains.source, "targets": domains.targets}, results, domains.source)
+    write_results(path, {**settings, "source": domains.source, "targets": domains.targets}, results, [domains.source])
 
 
-def write_results(path: Path, settings: dict[str, Any], results: Sequence[Result], source: str | None = None) -> None:
+def write_results(path: Path, settings: dict[str, Any], results: Sequence[Result], sources: Collection[str] = ()) -> None:
     """Write settings, versions and results as JSON; what was not counted is null."""
     versions = {module.__name__: module.__version__ for module in (rein, torch, timm, lightning)}
     content = {
         **settings,
         "versions": versions,
-        "results": [asdict(r) | {"mean_miou_of_unseen": mean_over_targets(r, source)} for r in results],
+        "results": [asdict(r) | {"mean_miou_of_unseen": mean_over_targets(r, sources)} for r in results],
     }
     replace_file(path, (json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n").encode())
 

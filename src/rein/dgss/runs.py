@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,16 @@ class Run:
         result: its figures.
         space: the classes.
         examples: domain -> names of the pairs that are shown.
+        sources: domains that were fitted on.
+        judged: what was judged, and how.
     """
 
     folder: Path
     result: Result
     space: LabelSpace
     examples: dict[str, list[str]]
+    sources: list[str]
+    judged: dict[str, Any]
 
     def example(self, domain: str, name: str) -> Example:
         """Read one example."""
@@ -64,7 +68,12 @@ class Run:
 
 
 def write(
-    folder: Path, settings: Mapping[str, Any], result: Result, space: LabelSpace, examples: Mapping[str, Sequence[Example]]
+    folder: Path,
+    settings: Mapping[str, Any],
+    result: Result,
+    space: LabelSpace,
+    examples: Mapping[str, Sequence[Example]],
+    sources: Collection[str] = (),
 ) -> None:
     """Write `test/results.json` and the examples below a run's folder."""
     for domain, chosen in examples.items():
@@ -83,7 +92,7 @@ def write(
         "examples": {domain: [example.name for example in chosen] for domain, chosen in examples.items()},
     }
     (folder / "test").mkdir(parents=True, exist_ok=True)
-    report.write_results(folder / "test" / "results.json", described, [result])
+    report.write_results(folder / "test" / "results.json", described, [result], sources)
 
 
 def read(folder: Path) -> Run:
@@ -102,7 +111,7 @@ def read(folder: Path) -> Run:
         for ious in result.iou.values():
             ious.update({name: nan for name, value in ious.items() if value is None})
         space = LabelSpace(tuple(content["classes"]), tuple(tuple(colour) for colour in content["palette"]))
-        return Run(folder, result, space, content["examples"])
+        return Run(folder, result, space, content["examples"], content["sources"], content["judged"])
     except FileNotFoundError as error:
         raise InputError(f"{folder} holds no results; run rein test --out {folder} first.") from error
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -133,6 +142,10 @@ def compare(folders: Sequence[Path], out: Path, names: Sequence[str] | None = No
                 f"{run.folder} judged {', '.join(run.result.miou)} with {len(run.space.names)} classes, {first.folder} "
                 f"{', '.join(first.result.miou)} with {len(first.space.names)}; runs to compare must have judged the same."
             )
+        differing = [key for key, value in first.judged.items() if run.judged.get(key) != value]
+        if differing:
+            said = "; ".join(f"{key} {run.judged.get(key)} and {first.judged[key]}" for key in differing)
+            raise InputError(f"{run.folder} and {first.folder} were not judged alike, {said}; judge them alike to compare them.")
     out.mkdir(parents=True, exist_ok=True)
     for domain in first.result.miou:
         shared = [name for name in first.examples.get(domain, []) if all(name in run.examples.get(domain, []) for run in runs)]
@@ -154,14 +167,14 @@ def compare(folders: Sequence[Path], out: Path, names: Sequence[str] | None = No
         picture = io.BytesIO()
         panel.draw(rows, first.space, title, errors=True).save(picture, "PNG")
         replace_file(out / f"{slug(domain)}.png", picture.getvalue())
-    text = report.table([_renamed(run.result, called) for run, called in zip(runs, names, strict=True)])
+    text = report.table([_renamed(run.result, called) for run, called in zip(runs, names, strict=True)], first.sources)
     replace_file(out / "table.txt", (text + "\n").encode())
     return text
 
 
 def slug(name: str) -> str:
-    """A name as it may stand in a path."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"
+    """A name as it may stand in a path; other names give others."""
+    return re.sub(r'[<>:"/\\|?*%\x00-\x1f]|^\.', lambda match: f"%{ord(match[0]):02X}", name)
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

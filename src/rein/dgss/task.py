@@ -69,6 +69,7 @@ class SegmentationTask(lightning.LightningModule):
 
     Attributes:
         confusions: one for each domain that was judged last, by its number.
+        settings: plain values by name that must be the same when a run goes on from a checkpoint.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class SegmentationTask(lightning.LightningModule):
         names = [name for name, _ in segmenter.backbone.named_parameters() if not name.startswith(_ADAPTER)]
         self._own = frozenset(names if own is None else own)
         self.confusions: dict[int, ConfusionMatrix] = {}
+        self.settings: dict[str, Any] = {}
         self._average: dict[str, Tensor] = {}
         self._frozen: str | None = None
 
@@ -238,13 +240,20 @@ class SegmentationTask(lightning.LightningModule):
         """Leave out what is frozen, and say what it was."""
         kept = {f"segmenter.{name}" for name in self._kept()}
         checkpoint["state_dict"] = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in kept}
-        checkpoint[OURS] = {"frozen": self.frozen_digest(), "average": dict(self._average), **self.identity()}
+        settings = {**self.settings, "devices": self.trainer.world_size}
+        checkpoint[OURS] = {
+            "frozen": self.frozen_digest(),
+            "average": dict(self._average),
+            "settings": settings,
+            **self.identity(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what does not belong to this segmenter, before anything is changed.
 
         Raises:
-            CheckpointError: other tensors or shapes, another backbone or method, or no checkpoint of this task.
+            CheckpointError: other tensors or shapes, another backbone or method, no checkpoint of this task, or for a run that goes
+            on other settings.
         """
         said = checkpoint.get(OURS)
         if not isinstance(said, dict):
@@ -253,6 +262,13 @@ class SegmentationTask(lightning.LightningModule):
             if said.get(key) != value:
                 raise CheckpointError(
                     f"the checkpoint's {key} is {said.get(key)!r}, this run's is {value!r}; they must be equal."
+                )
+        if self.trainer.state.fn == "fit" and self.settings:
+            now, then = {**self.settings, "devices": self.trainer.world_size}, said["settings"]
+            changed = [f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in then | now if then.get(key) != now.get(key)]
+            if changed:
+                raise CheckpointError(
+                    f"a run goes on as it began, but {'; '.join(changed)}. Give the old settings, or start another run."
                 )
         own = self.segmenter.state_dict()
         wanted = {f"segmenter.{name}": own[name].shape for name in self._kept()}

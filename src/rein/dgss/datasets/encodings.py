@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,9 +64,16 @@ class Encoding:
         return f"wanted {classes} ({self.name}) or {nothing} for nothing"
 
 
-def identity(space: LabelSpace, name: str | None = None) -> Encoding:
-    """The label files hold the class numbers of `space`."""
-    classes = {k: k for k in range(len(space.names))} | dict.fromkeys(space.ignored, IGNORE_LABEL)
+def identity(space: LabelSpace, name: str | None = None, values: Sequence[int] | None = None) -> Encoding:
+    """The label files hold the class numbers of `space`, or `values` in the order of its classes.
+
+    Raises:
+        InputError: there are not as many different values as classes.
+    """
+    numbers = range(len(space.names)) if values is None else values
+    if len(set(numbers)) != len(space.names) or len(numbers) != len(space.names):
+        raise InputError(f"values {list(numbers)} must be as many and as different as the classes {', '.join(space.names)}.")
+    classes = dict.fromkeys(space.ignored, IGNORE_LABEL) | {number: k for k, number in enumerate(numbers)}
     return Encoding(name or ", ".join(space.names), classes, read_numbers)
 
 
@@ -101,9 +108,27 @@ def read_rgb(path: Path) -> np.ndarray:
         InputError: it cannot be read, or has more than 8 bits per channel.
     """
     picture = open_picture(path)
-    if picture.mode not in _EIGHT_BIT:
-        raise InputError(f"{path} is a picture of mode {picture.mode}; images must have 8 bits per channel.")
+    _check_mode(path, picture.mode)
     return np.array(picture.convert("RGB"))
+
+
+def check_rgb(path: Path) -> None:
+    """As `read_rgb`, by the file's head alone.
+
+    Raises:
+        InputError: as `read_rgb`, as far as the head tells.
+    """
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be read as an image: {error}") from error
+    _check_mode(path, mode)
+
+
+def _check_mode(path: Path, mode: str) -> None:
+    if mode not in _EIGHT_BIT:
+        raise InputError(f"{path} is a picture of mode {mode}; images must have 8 bits per channel.")
 
 
 def read_numbers(path: Path) -> np.ndarray:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from rein.dgss.classes import IGNORE_LABEL
 from rein.dgss.data import Pairs, Sample
-from rein.dgss.datasets.encodings import Encoding, read_rgb
+from rein.dgss.datasets.encodings import Encoding, check_rgb, read_rgb
 from rein.dgss.labels import LabelSpace
 from rein.errors import InputError
 
@@ -73,7 +73,9 @@ class Images(Dataset[Tensor]):
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
         self.root = path if path.is_dir() else path.parent
-        inside = sorted(_files(path, deep=True)) if path.is_dir() else [path.name] if path.is_file() else []
+        if not path.exists():
+            raise InputError(f"{path} does not exist; wanted a folder of images, or one.")
+        inside = sorted(_files(path, deep=True)) if path.is_dir() else [path.name]
         self.paths = [self.root / name for name in inside if name.lower().endswith(IMAGE_SUFFIXES)]
         if not self.paths:
             raise InputError(f"{path} has no images; wanted files that end in {', '.join(IMAGE_SUFFIXES)}.")
@@ -89,6 +91,22 @@ class Images(Dataset[Tensor]):
     def read_image(self, index: int) -> Tensor:
         """The image (3, H, W) uint8."""
         return torch.from_numpy(read_rgb(self.paths[index])).permute(2, 0, 1)
+
+    def check(self) -> None:
+        """Look at the head of every file, before hours of predicting.
+
+        Raises:
+            InputError: some are no images that can be used; the message names the first.
+        """
+        wrong = []
+        for path in self.paths:
+            try:
+                check_rgb(path)
+            except InputError as error:
+                wrong.append(str(error))
+        if wrong:
+            more = f" ({len(wrong)} such files of {len(self.paths)})" if len(wrong) > 1 else ""
+            raise InputError(f"{wrong[0]}{more}")
 
     def name_of(self, index: int) -> str:
         """Its path below the folder, without the suffix where no other image differs by that alone."""
@@ -191,7 +209,7 @@ def _find(root: Path, split: str, ways: Sequence[Sequence[Layout]]) -> list[_Fou
 
 def _find_layout(root: Path, split: str, layout: Layout) -> Iterator[_Found]:
     images, labels = (root / folder.format(split=split) for folder in (layout.images, layout.labels))
-    present = {_with_small_suffix(path) for path in _files(labels, layout.deep)} if images.is_dir() else set()
+    present = {_with_small_suffix(path): path for path in _files(labels, layout.deep)} if images.is_dir() else {}
     kinds = [name.split("{}") for name in layout.image_names]
     seen: dict[str, str] = {}
     for path in sorted(_files(images, layout.deep)):
@@ -204,7 +222,8 @@ def _find_layout(root: Path, split: str, layout: Layout) -> Iterator[_Found]:
                     raise InputError(f"{images} has more than one image called {key!r}; they would share one label.")
                 seen[key] = path
                 label = os.path.join(folder, layout.label_name.format(stem))
-                yield _Found(layout.prefix + key, images / path, labels / label, label not in present, layout.encoding)
+                there = labels / present.get(label, label)
+                yield _Found(layout.prefix + key, images / path, there, label not in present, layout.encoding)
                 break
 
 

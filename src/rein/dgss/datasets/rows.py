@@ -216,6 +216,7 @@ _ALL = (
         splits=(),
         options={
             "classes": Option("class names, where there is no index.json", parse=parse_names),
+            "values": Option("numbers on disk of the classes in their order, as 0,255; else 0, 1, 2, ...", parse=parse_numbers),
             "ignored": Option("labels that count for nothing, besides 255", (), parse=parse_numbers),
             "space": Option("a LabelSpace that says both, from Python only"),
         },

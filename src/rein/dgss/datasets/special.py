@@ -130,10 +130,12 @@ def open_folder(row: Row, asked: Asked) -> Files:
     if domain == asked.root and asked.split != "train":
         raise InputError(f"{domain} has no folder {asked.split!r} with images in it; it is one set, which is called train.")
     if not (domain / "images").is_dir():
-        raise InputError(f"{domain / 'images'} is not a folder; a domain wants images/* and labels/*.png.")
+        splits = sorted(path.parent.name for path in asked.root.glob("*/images"))
+        there = f"; {asked.root} has the splits {', '.join(splits)}" if splits else ""
+        raise InputError(f"{domain / 'images'} is not a folder; a domain wants images/* and labels/*.png{there}.")
     space = space_of_folder(asked)
     names = tuple(f"{{}}{suffix}" for suffix in IMAGE_SUFFIXES)
-    layout = Layout("images", names, "labels", "{}.png", identity(space), deep=False)
+    layout = Layout("images", names, "labels", "{}.png", identity(space, values=asked.options["values"]), deep=False)
     return Files(domain, asked.split, [[layout]], space, asked.labels, asked.tolerant)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from rein.errors import InputError
 
 FOLDER = Path(__file__).parent
@@ -22,19 +24,26 @@ class Recipe:
         name: as `--config` takes it.
         title: its first line.
         path: the file.
+        aim: the published mean in per cent, or the figure of one domain, and where it was published; empty where there is none.
     """
 
     name: str
     title: str
     path: Path
+    aim: str = ""
 
 
 def listed() -> list[Recipe]:
     """All recipes, by name."""
-    return [
-        Recipe(path.stem, path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# "), path)
-        for path in sorted(FOLDER.glob("*.yaml"))
-    ]
+    return [_read(path) for path in sorted(FOLDER.glob("*.yaml"))]
+
+
+def _read(path: Path) -> Recipe:
+    text = path.read_text(encoding="utf-8")
+    published = yaml.safe_load(text).get("published") or {}
+    figures = {"mean": published["mean"]} if "mean" in published else published.get("miou", {})
+    aim = ", ".join(f"{name} {value}" for name, value in figures.items())
+    return Recipe(path.stem, text.partition("\n")[0].lstrip("# "), path, aim and f"{aim} ({published['source']})")
 
 
 def find(name: str) -> Recipe:
@@ -58,7 +67,7 @@ def resolved(arguments: Sequence[str]) -> list[str]:
         if option not in ("--config", "-c") or (not equals and place + 1 >= len(found)):
             continue
         value = value if equals else found[place + 1]
-        if not Path(value).exists() and not value.endswith((".yaml", ".yml", ".json")):
+        if not Path(value).is_file() and not value.endswith((".yaml", ".yml", ".json")):
             path = str(find(value).path)
             if equals:
                 found[place] = f"{option}={path}"
