@@ -376,7 +376,8 @@ class TestKilled:
             callback = {"class_path": "dgss.killing.Kill", "init_args": {"when": when, "batch": batch}}
             killed["trainer"] = {**config["trainer"], "callbacks": [callback]}
             command = [sys.executable, "-m", "rein.cli", "fit", "--config", write(tmp_path / "k.yaml", killed)]
-            environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+            # as many threads as here: sums over another number of them round differently
+            environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
             done = subprocess.run([*command, "--ckpt_path", "last"], env=environment, capture_output=True, text=True)
             assert done.returncode == -signal.SIGKILL, done.stderr
         assert main(resumed) == 0
