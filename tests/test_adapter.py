@@ -153,6 +153,69 @@ def test_low_rank_tokens_are_never_multiplied_out_and_no_wide_activation_is_kept
     assert not any(tuple(t.shape) in {(20, 64), (64, 20)} for t in saved)
 
 
+@pytest.mark.parametrize("config", [rein.ReinConfig(), rein.ReinConfig(rank=None), rein.ReinConfig(use_softmax=False)])
+def test_a_layer_keeps_at_most_1_3_times_its_tokens_for_the_backward_pass(config):
+    """The published form keeps 3.55 N C floats per layer."""
+    tokens, width = 1024, 768
+    adapter = rein.ReinAdapter(width, 1, config)
+    x = torch.randn(1, tokens + 1, width, requires_grad=True)
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.update({t.untyped_storage().data_ptr(): t}) or t, lambda t: t):
+        adapter(x, 0, 1)
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in adapter.parameters()}
+    floats = sum(t.untyped_storage().nbytes() // 4 for place, t in kept.items() if place not in parameters)
+    # full tokens are folded through matrices (m, C), the raw similarity through one more (C, C)
+    assert floats <= (2.3 if not config.use_softmax else 1.3 if config.rank else 1.5) * tokens * width
+
+
+@pytest.mark.parametrize("config", [rein.ReinConfig(), rein.ReinConfig(rank=None), rein.ReinConfig(use_softmax=False)])
+@pytest.mark.parametrize("grad", [False, True])
+def test_prefix_rows_pass_through_bit_for_bit_and_take_no_part(config, grad):
+    adapter = perturbed(rein.ReinAdapter(16, 2, config))
+    x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
+    whole, apart = x.clone().requires_grad_(grad), x.clone().requires_grad_(grad)
+    with torch.set_grad_enabled(grad):
+        refined = adapter(whole, 1, 3)
+        wanted = torch.cat((apart[:, :3], adapter(apart[:, 3:], 1)), 1)
+    assert torch.equal(refined[:, :3], x[:, :3])
+    assert torch.allclose(refined, wanted, atol=1e-6)
+    if not grad:
+        return
+    found = []
+    for output, inputs in ((refined, whole), (wanted, apart)):
+        adapter.zero_grad()
+        output.square().sum().backward()
+        found.append([inputs.grad, *(p.grad.clone() for p in adapter.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 4
+    for got, expected in zip(*found, strict=True):
+        assert torch.allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_second_derivatives_with_prefix_rows_and_for_parameters_are_right(prefix):
+    adapter = perturbed(rein.ReinAdapter(4, 1, rein.ReinConfig(num_tokens=3, rank=2, query_dim=None)).double())
+    x = torch.randn(1, 4, 4, dtype=torch.float64, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    names = [name for name, _ in adapter.named_parameters()]
+
+    def refined(y, *parameters):
+        state = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(adapter, state, (y, 0, prefix))
+
+    parameters = tuple(parameter.detach().requires_grad_() for parameter in adapter.parameters())
+    assert torch.autograd.gradcheck(refined, (x, *parameters))
+    assert torch.autograd.gradgradcheck(refined, (x, *parameters))
+
+
+def test_function_transforms_agree_with_the_backward_pass():
+    adapter = perturbed(rein.ReinAdapter(8, 1, rein.ReinConfig(num_tokens=3, rank=2, query_dim=None)))
+    x = torch.randn(2, 5, 8, requires_grad=True)
+    adapter(x, 0, 1).square().sum().backward()
+    transformed = torch.func.grad(lambda y: adapter(y, 0, 1).square().sum())(x.detach())
+    assert torch.allclose(transformed, x.grad, atol=1e-5)
+    mapped = torch.func.vmap(lambda y: adapter(y, 0, 1))(x.detach())
+    assert torch.allclose(mapped, adapter(x, 0, 1), atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_keeps_the_residual_stream_in_its_own_precision(dtype):
     adapter = perturbed(rein.ReinAdapter(32, 1, rein.ReinConfig(num_tokens=8, rank=4, query_dim=8)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import cast
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -64,8 +64,8 @@ class ReinAdapter(nn.Module):
         f' = f + s D
 
     It is evaluated in a cheaper, exactly equal form: T = A B is never multiplied out, s and both MLPs are folded into matrices of
-    C columns before they meet f, and because the rows of S sum to 1 the biases ride along. No (N, C) tensor but f itself is
-    kept for the backward pass.
+    C columns before they meet f, and because the rows of S sum to 1 the biases ride along. The backward pass keeps nothing of N
+    rows but f itself, and computes again what is thin.
 
     Args:
         dim: C, the width of the layers' outputs.
@@ -142,13 +142,15 @@ class ReinAdapter(nn.Module):
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_layers={self.num_layers}, patch_size={self.patch_size}, {self.config}"
 
-    def forward(self, x: Tensor, layer: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, layer: int | None = None, num_prefix_tokens: int = 0) -> Tensor:
         """Refine the patch tokens of one layer.
 
         Args:
-            x: patch tokens f, (..., N, C), in any floating dtype; prefix tokens are the caller's to leave out.
+            x: tokens f, (..., N, C), in any floating dtype.
             layer: l, from 0. Without it `x` comes back as it is: models that run all their children in turn, as `nn.Sequential`
                 and some of timm's `features_only` do, run past an adapter among them.
+            num_prefix_tokens: so many of the N rows, the first ones, are no patches and pass through. To leave them in costs less
+                than to take them out and to put them back, which copies the sequence twice.
 
         Returns:
             f', (..., N, C), in the dtype of `x`. Under autocast the products run in autocast's dtype and are added to `x` in
@@ -167,60 +169,55 @@ class ReinAdapter(nn.Module):
         if device != "meta" and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             with torch.autocast(device, enabled=False):  # the folded matrices stay float32 until they are complete
-                return self._refine(x, layer, dtype)
-        return self._refine(x, layer, x.dtype)
+                return self._refine(x, layer, dtype, num_prefix_tokens)
+        return self._refine(x, layer, x.dtype, num_prefix_tokens)
 
-    def _refine(self, x: Tensor, layer: int, dtype: torch.dtype) -> Tensor:
-        flat = x.reshape(-1, self.dim)
-        features = flat.to(dtype)
-        same = dtype == x.dtype  # else addmm would round the residual to autocast's dtype
-        if self.config.use_softmax:
-            before, after, values, weight = self._folded_softmax(layer)
-            coefficients = _product(_product(features, before).softmax(-1), after)
-            out = torch.addmm(flat, coefficients, values.to(dtype)) if same else coefficients @ values.to(dtype)
-        else:  # the raw similarity is linear in f, so all of D is one affine map
-            bias, weight = self._folded_linear(layer)
-            out = flat + bias.to(dtype) if same else bias.to(dtype)
-        out = torch.addmm(out, features, weight.to(dtype).mT)
-        return (out if same else flat + out).to(x.dtype).reshape(x.shape)
+    def _refine(self, x: Tensor, layer: int, dtype: torch.dtype, prefix: int) -> Tensor:
+        thin, scale, weight = self._folded_softmax(layer) if self.config.use_softmax else self._folded_linear(layer)
+        thin = [factor.to(dtype) for factor in thin]
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return _refined(x, dtype, prefix, scale, weight, *thin)  # what transforms programs wants plain ones
+        if torch.is_grad_enabled() and any(each.requires_grad for each in (x, weight, *thin)):
+            refined: Tensor = _Refinement.apply(x, dtype, prefix, scale, weight, *thin)
+            return refined
+        return _refined(x, dtype, prefix, scale, weight, *thin, in_place=True)
 
-    def _mlps(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """W_t, b_t, s W_f, s b_f of one layer."""
-        token_mlp, delta_mlp = _at(self.token_mlp, layer), _at(self.delta_mlp, layer)
-        weight, bias = delta_mlp.weight, delta_mlp.bias
-        if self.scale is None:
-            return token_mlp.weight, token_mlp.bias, weight, bias
-        return token_mlp.weight, token_mlp.bias, self.scale * weight, self.scale * bias
+    def _folded_softmax(self, layer: int) -> tuple[list[Tensor], Tensor | None, Tensor]:
+        """The matrices of s D = softmax(f T^T / sqrt(C)) mix values + f (s W_f)^T: the thin ones, then s, and W_f.
 
-    def _folded_softmax(self, layer: int) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
-        """The matrices of s D = softmax(f before...) after... values + f weight^T.
-
-        `before` has the product T^T / sqrt(C), (C, m); `after` has none, or with low-rank tokens one factor, (m, r + 2).
+        With low-rank tokens the thin ones are B^T / sqrt(C), (C, r), A^T, (r, m), mix, (m, r + 2), and the values, (r + 2, C); with
+        full tokens T^T / sqrt(C), (C, m), and the values, (m, C).
         """
-        token_weight, token_bias, weight, bias = self._mlps(layer)
+        token_mlp, delta_mlp = _at(self.token_mlp, layer), _at(self.delta_mlp, layer)
+        weight = delta_mlp.weight
         not_null = _null_mask(self._tokens()[0][layer])  # (m, 1): 0 for the first token, else 1
         inner = 1 / math.sqrt(self.dim)
         if self.config.rank is None:
             tokens = self.tokens[layer]
-            values = (not_null * (tokens @ token_weight.mT + token_bias)) @ weight.mT + bias
-            return [tokens.mT * inner], [], values, weight
-        a, b = self.tokens_a[layer], self.tokens_b[layer]
-        mix = torch.cat((not_null * a, not_null, torch.ones_like(not_null)), 1)  # S mix = [S A0, 1 - S_1, 1]
-        values = torch.cat((torch.cat((b @ token_weight.mT, token_bias[None])) @ weight.mT, bias[None]))
-        return [b.mT * inner, a.mT], [mix], values, weight
+            values = (not_null * (tokens @ token_mlp.weight.mT + token_mlp.bias)) @ weight.mT + delta_mlp.bias
+            thin = [tokens.mT * inner]
+        else:
+            a, b = self.tokens_a[layer], self.tokens_b[layer]
+            mix = torch.cat((not_null * a, not_null, torch.ones_like(not_null)), 1)  # S mix = [S A0, 1 - S_1, 1]
+            values = torch.cat((b @ token_mlp.weight.mT, token_mlp.bias[None])) @ weight.mT
+            values = torch.cat((values, delta_mlp.bias[None]))
+            thin = [b.mT * inner, a.mT, mix]
+        return [*thin, values if self.scale is None else self.scale * values], self.scale, weight
 
-    def _folded_linear(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Bias (C,) and weight (C, C) with s D = f weight^T + bias, for the raw similarity S = f T^T."""
-        token_weight, token_bias, weight, bias = self._mlps(layer)
+    def _folded_linear(self, layer: int) -> tuple[list[Tensor], Tensor | None, Tensor]:
+        """The same for the raw similarity S = f T^T, of which all is one affine map: the bias (C,), then s, and the weight (C, C)."""
+        token_mlp, delta_mlp = _at(self.token_mlp, layer), _at(self.delta_mlp, layer)
         not_null = _null_mask(self._tokens()[0][layer])
         if self.config.rank is None:
             keys = self.tokens[layer]
-            values = not_null * (keys @ token_weight.mT + token_bias)
+            values = not_null * (keys @ token_mlp.weight.mT + token_mlp.bias)
         else:
             a, keys = self.tokens_a[layer], self.tokens_b[layer]
             mixed = a.mT @ torch.cat((not_null * a, not_null), 1)
-            values = mixed @ torch.cat((keys @ token_weight.mT, token_bias[None]))
-        return bias, weight + (weight @ values.mT) @ keys
+            values = mixed @ torch.cat((keys @ token_mlp.weight.mT, token_mlp.bias[None]))
+        weight = delta_mlp.weight
+        bias = delta_mlp.bias if self.scale is None else self.scale * delta_mlp.bias
+        return [bias], self.scale, weight + (weight @ values.mT) @ keys
 
     def queries(self) -> Tensor:
         """The queries linked to the tokens, (m, q), the same for every image (Eq. 8-10).
@@ -282,12 +279,12 @@ class StagewiseAdapter(nn.Module):
         """The parameters that the authors' recipe does not decay: the tokens and s of every stage."""
         return [parameter for stage in self._stages() for parameter in stage.no_decay_parameters()]
 
-    def forward(self, x: Tensor, layer: int | None = None) -> Tensor:
-        """Refine the patch tokens (..., N, C_stage) of layer `layer`, counted through all stages from 0; without it, return `x`."""
+    def forward(self, x: Tensor, layer: int | None = None, num_prefix_tokens: int = 0) -> Tensor:
+        """As `ReinAdapter`, for tokens (..., N, C_stage) of layer `layer`, counted through all stages from 0."""
         if layer is None:
             return x
         stage, layer = self._place[layer]
-        return self.stages[stage](x, layer)  # through __call__, for hooks
+        return self.stages[stage](x, layer, num_prefix_tokens)  # through __call__, for hooks
 
     def queries(self) -> Tensor:
         """The sum of the stages' queries, (m, q)."""
@@ -307,10 +304,127 @@ def _at(mlp: Affine | nn.ModuleList, layer: int) -> Affine:
     return cast(Affine, linear)
 
 
-def _product(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    for factor in factors:
-        x = x @ factor.to(x.dtype)
-    return x
+def _refined(
+    x: Tensor,
+    dtype: torch.dtype,
+    prefix: int,
+    scale: Tensor | None,
+    weight: Tensor,
+    *thin: Tensor,
+    in_place: bool = False,
+) -> Tensor:
+    """Tokens x (..., N, C), refined by products in `dtype`; the first `prefix` rows pass through.
+
+    `scale`, `weight` and `thin` are those that `ReinAdapter` folds for a layer.
+    """
+    *inner, values = thin
+    weight = _scaled(weight, scale, dtype)
+    flat = x.reshape(-1, x.shape[-1])
+    features = flat.to(dtype)
+    same = dtype == x.dtype  # else addmm would round the residual to autocast's dtype
+    if inner:
+        coefficients = _coefficients(features, inner)[-1]
+        out = torch.addmm(flat, coefficients, values) if same else coefficients @ values
+    else:  # the raw similarity is linear in f, so all of D is one affine map
+        out = flat + values if same else values.expand_as(flat)
+    out = out.addmm_(features, weight.mT) if in_place and same else torch.addmm(out, features, weight.mT)
+    out = (out if same else flat + out).to(x.dtype).reshape(x.shape)
+    if not prefix:
+        return out
+    if in_place:
+        out[..., :prefix, :] = x[..., :prefix, :]
+        return out
+    return torch.cat((x[..., :prefix, :], out[..., prefix:, :]), -2)
+
+
+def _scaled(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (weight if scale is None else scale * weight).to(dtype)
+
+
+def _coefficients(features: Tensor, inner: Sequence[Tensor]) -> list[Tensor]:
+    """What the thin factors make of the features, one after the other: f B^T, S, S mix; or S alone for full tokens."""
+    if len(inner) == 1:
+        return [(features @ inner[0]).softmax(-1)]
+    reduced = features @ inner[0]
+    similarity = (reduced @ inner[1]).softmax(-1)
+    return [reduced, similarity, similarity @ inner[2]]
+
+
+class _Refinement(torch.autograd.Function):
+    """`_refined`, keeping of what has N rows only the tokens: what is thin is computed again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, prefix: int, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *tensors)
+        ctx.dtype, ctx.prefix = dtype, prefix
+        return _refined(x, dtype, prefix, *tensors, in_place=True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, *tensors = ctx.saved_tensors
+        wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]]
+        if torch.is_grad_enabled():  # this backward pass is differentiated itself
+            inputs = [tensor for tensor, needed in zip((x, *tensors), wanted, strict=True) if needed]
+            refined = _refined(x, ctx.dtype, ctx.prefix, *tensors)
+            made = iter(torch.autograd.grad(refined, inputs, gradient, create_graph=True, materialize_grads=True))
+            found = [next(made) if needed else None for needed in wanted]
+        else:
+            found = _gradients(x, ctx.dtype, ctx.prefix, gradient, wanted, *tensors)
+        return (found[0], None, None, *found[1:])
+
+
+def _gradients(
+    x: Tensor,
+    dtype: torch.dtype,
+    prefix: int,
+    gradient: Tensor,
+    wanted: Sequence[bool],
+    scale: Tensor | None,
+    weight: Tensor,
+    *thin: Tensor,
+) -> list[Tensor | None]:
+    """The gradients of `_refined` for x, s, W_f and the thin factors, by hand.
+
+    With G the gradient of f', rows of the prefix set to zero: G^T f is that of s W_f, (S mix)^T G that of the values, and f has
+    G + G (s W_f) + dL B / sqrt(C), where dL is that of the similarity before its softmax.
+    """
+    *inner, values = thin
+    onto_x, onto_scale, onto_weight = None, None, None
+    features = x.reshape(-1, x.shape[-1]).to(dtype)
+    refined = gradient.to(dtype)
+    if prefix:
+        refined = refined.clone() if refined is gradient else refined
+        refined[..., :prefix, :] = 0
+    refined = refined.reshape(features.shape)
+    if wanted[0]:
+        onto_x = refined @ _scaled(weight, scale, dtype)
+    if wanted[1] or wanted[2]:
+        product = (refined.mT @ features).to(weight.dtype)
+        if scale is None:
+            onto_weight = product
+        else:
+            onto_scale = (product * weight).sum()
+            onto_weight = product.mul_(scale)
+    if not inner:
+        onto_thin = [refined.sum(0)]
+    else:
+        steps = _coefficients(features, inner)
+        onto_thin = [steps[-1].mT @ refined]
+        passed = refined @ values.mT
+        if len(inner) == 3:
+            onto_thin.insert(0, steps[1].mT @ passed)
+            passed = passed @ inner[2].mT
+        similarity = steps[-2] if len(inner) == 3 else steps[0]
+        passed = similarity * (passed - (passed * similarity).sum(-1, keepdim=True))
+        if len(inner) == 3:
+            onto_thin.insert(0, steps[0].mT @ passed)
+            passed = passed @ inner[1].mT
+        onto_thin.insert(0, features.mT @ passed)
+        if onto_x is not None:
+            onto_x = onto_x.addmm_(passed, inner[0].mT)
+    if onto_x is not None:
+        onto_x = gradient + onto_x.to(x.dtype).reshape(x.shape)
+    return [onto_x, onto_scale, onto_weight, *onto_thin]
 
 
 def _null_mask(tokens: Tensor) -> Tensor:

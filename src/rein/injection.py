@@ -45,8 +45,8 @@ class BlockHook:
         """The block's output, refined."""
         if not self.enabled:
             return output
-        patches = backbones.patch_tokens(output, self.site)
-        return backbones.with_patch_tokens(output, self.site, self.adapter(patches, self.layer))
+        tokens = backbones.tokens_of(output, self.site)
+        return backbones.with_tokens(output, self.site, self.adapter(tokens, self.layer, self.site.num_prefix_tokens))
 
 
 class Injection(nn.Module):

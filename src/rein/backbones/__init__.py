@@ -5,7 +5,7 @@ measured, in `sites`, on meta tensors, without touching weights, modes, memory o
 """
 
 from rein.backbones.images import InputSpec, architecture, feature_maps, input_spec, map_channels, normalization, patch_size
-from rein.backbones.sites import Site, find_sites, patch_tokens, with_patch_tokens
+from rein.backbones.sites import Site, find_sites, tokens_of, with_tokens
 
 __all__ = [
     "InputSpec",
@@ -17,6 +17,6 @@ __all__ = [
     "map_channels",
     "normalization",
     "patch_size",
-    "patch_tokens",
-    "with_patch_tokens",
+    "tokens_of",
+    "with_tokens",
 ]

@@ -43,21 +43,16 @@ class Site:
     item: int | None = None
 
 
-def patch_tokens(output: Any, site: Site) -> Tensor:
-    """The patch tokens (..., C) in a block's output."""
-    tokens = output if site.item is None else output[site.item]
-    if site.layout == "NCHW":
-        return tokens.permute(0, 2, 3, 1)
-    return tokens[:, site.num_prefix_tokens :] if site.num_prefix_tokens else tokens
+def tokens_of(output: Any, site: Site) -> Tensor:
+    """The tokens (..., C) in a block's output, prefix tokens among them."""
+    tokens: Tensor = output if site.item is None else output[site.item]
+    return tokens.permute(0, 2, 3, 1) if site.layout == "NCHW" else tokens
 
 
-def with_patch_tokens(output: Any, site: Site, refined: Tensor) -> Any:
-    """A block's output with its patch tokens replaced, everything else as it was."""
-    tokens = output if site.item is None else output[site.item]
+def with_tokens(output: Any, site: Site, refined: Tensor) -> Any:
+    """A block's output with its tokens replaced, everything else as it was."""
     if site.layout == "NCHW":
         refined = refined.permute(0, 3, 1, 2)
-    elif site.num_prefix_tokens:
-        refined = torch.cat((tokens[:, : site.num_prefix_tokens], refined), 1)
     if site.item is None:
         return refined
     entries = [*output[: site.item], refined, *output[site.item + 1 :]]
