@@ -13,6 +13,7 @@ from urllib.request import getproxies
 
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -63,7 +64,7 @@ def make_backbone(
         elif pretrained:
             try:
                 with _hub_asked_once():
-                    model = _create(name, True, {} if patch_size else settings)
+                    model = _create(name, True, {})
                 loaded = True
             except Exception as error:  # each kind of hub failure has its own class
                 if "pretrained" in str(error):  # timm's own words for a tag or weights that do not exist
@@ -75,7 +76,7 @@ def make_backbone(
                     ) from error
                 say(f"The weights of {name} cannot be downloaded ({reason}); using RANDOM weights instead.")
             else:
-                if patch_size:
+                if settings:
                     state = model.state_dict()
         if not loaded or state is not None:
             model = _create(name, False, settings)
@@ -127,6 +128,7 @@ def _fill(
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     tensors = dict(state) if convert is None else convert(dict(state), model)
     wanted = model.state_dict()
+    tensors |= {key: _stretched(key, tensors[key], wanted[key].shape) for key in wanted if key in tensors}
     missing = [key for key in wanted if key not in tensors or tensors[key].shape != wanted[key].shape]
     if missing:
         raise InputError(
@@ -134,6 +136,21 @@ def _fill(
         )
     model.load_state_dict({key: tensors[key] for key in wanted})
     return model
+
+
+def _stretched(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+    """SAM's position embedding (1, H, W, C) and relative positions (2 N - 1, C) for another image size, which timm does not bring.
+
+    Relative positions are interpolated linearly, as SAM itself does when it meets another size; the embedding bicubically.
+    """
+    if tensor.shape == shape or tensor.shape[-1] != shape[-1]:
+        return tensor
+    if name == "pos_embed" and tensor.ndim == len(shape) == 4:
+        grid = F.interpolate(tensor.float().permute(0, 3, 1, 2), shape[1:3], mode="bicubic", align_corners=False)
+        return grid.permute(0, 2, 3, 1).to(tensor.dtype).contiguous()
+    if name.endswith((".rel_pos_h", ".rel_pos_w")) and tensor.ndim == len(shape) == 2:
+        return F.interpolate(tensor.float().mT[None], shape[0], mode="linear", align_corners=False)[0].mT.to(tensor.dtype)
+    return tensor
 
 
 def _square(positions: Tensor | None) -> int | None:
