@@ -343,6 +343,21 @@ def test_a_source_among_the_targets_is_marked_and_not_in_the_mean(run, data, tmp
     assert result["mean_miou_of_unseen"] == result["miou"]["fog"]
 
 
+def test_gradient_checkpointing_changes_memory_and_not_the_weights(run, data, tmp_path):
+    config = configuration(data, tmp_path / "out", gradient_checkpointing=True)
+    assert main(["fit", "--config", write(tmp_path / "c.yaml", config)]) == 0
+    plain, recomputed = (weights(out / "checkpoints/last.ckpt")["state_dict"] for out in (run, tmp_path / "out"))
+    assert all(torch.allclose(tensor, recomputed[name], atol=1e-4) for name, tensor in plain.items())
+
+
+def test_a_run_in_bfloat16_keeps_its_weights_in_float32(data, tmp_path):
+    config = configuration(data, tmp_path / "out")
+    config["trainer"]["precision"] = "bf16-mixed"
+    assert main(["fit", "--config", write(tmp_path / "c.yaml", config)]) == 0
+    state = weights(tmp_path / "out/checkpoints/last.ckpt")["state_dict"]
+    assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in state.values())
+
+
 class TestKilled:
     """SIGKILL anywhere, then the same command again: the same weights, bit for bit."""
 

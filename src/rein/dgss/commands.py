@@ -130,7 +130,7 @@ class ReinCLI(LightningCLI):
     def _training_settings(self) -> dict[str, Any]:
         """What a run that resumes must have in common with what it was, by name."""
         config = self._get(self.config, "model").as_dict().items()
-        settings = {f"model.{name}": value for name, value in config if name not in ("weights", "window", "stride", "compile")}
+        settings = {f"model.{name}": value for name, value in config if name not in ("weights", "window", "stride")}
         data = self._get(self.config, "data")
         for name in ("held_out", "batch_size", "crop", "scales", "max_share", "photometric", "seed"):
             settings[f"data.{name}"] = data[name]

@@ -43,7 +43,6 @@ class Experiment(SegmentationTask):
         stride: from window to window; null means two thirds of the window, 341 for 512.
         imagenet_normalization: the authors' mean and deviation, ImageNet's, instead of the backbone's own.
         gradient_checkpointing: recompute the backbone's blocks in backward: slower, and less memory.
-        compile: compile the segmenter's loss with torch.compile.
         seed: of random weights, and of what a step draws.
 
     Raises:
@@ -71,7 +70,6 @@ class Experiment(SegmentationTask):
         stride: int | None = None,
         imagenet_normalization: bool = True,
         gradient_checkpointing: bool = False,
-        compile: bool = False,
         seed: int = 0,
     ) -> None:
         row = methods.find(method)
@@ -96,10 +94,8 @@ class Experiment(SegmentationTask):
         normalize = Normalize(*(IMAGENET if imagenet_normalization else backbones.normalization(model)))
         how = Optimization(lr, weight_decay, power, row.backbone_factor, ema)
         super().__init__(segmenter, normalize, how, seed=seed, window=window, stride=stride, own=own)
-        self.backbone_name, self.method, self.compiled = backbone, method, compile
+        self.backbone_name, self.method = backbone, method
         self.backbone_parameters = sum(own.values())
-        if compile:
-            segmenter.loss = torch.compile(segmenter.loss)  # type: ignore[method-assign]
 
     def identity(self) -> dict[str, Any]:
         """Backbone, method and head, besides the classes."""

@@ -119,9 +119,8 @@ class SegmentationTask(lightning.LightningModule):
                 if parameters:
                     groups.append({**group, "params": parameters, "lr": how.lr * factor})
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
-        steps = (
-            self.trainer.max_steps
-        )  # not the trainer's estimate, which opens the loaders before a checkpoint says where they were
+        # not the trainer's estimate, which opens the loaders before a checkpoint says where they were
+        steps = self.trainer.max_steps
         poly = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=how.power)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": poly, "interval": "step"}}
 
