@@ -142,7 +142,7 @@ class ReinAdapter(nn.Module):
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_layers={self.num_layers}, patch_size={self.patch_size}, {self.config}"
 
-    def forward(self, x: Tensor, layer: int | None = None, num_prefix_tokens: int = 0) -> Tensor:
+    def forward(self, x: Tensor, layer: int | None = None, num_prefix_tokens: int = 0, one_pass: OnePass | None = None) -> Tensor:
         """Refine the patch tokens of one layer.
 
         Args:
@@ -151,6 +151,8 @@ class ReinAdapter(nn.Module):
                 and some of timm's `features_only` do, run past an adapter among them.
             num_prefix_tokens: so many of the N rows, the first ones, are no patches and pass through. To leave them in costs less
                 than to take them out and to put them back, which copies the sequence twice.
+            one_pass: where the layers are called one after the other without gradients, what they share: everything that does not
+                depend on `x` is then computed once for all layers.
 
         Returns:
             f', (..., N, C), in the dtype of `x`. Under autocast the products run in autocast's dtype and are added to `x` in
@@ -169,28 +171,44 @@ class ReinAdapter(nn.Module):
         if device != "meta" and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             with torch.autocast(device, enabled=False):  # the folded matrices stay float32 until they are complete
-                return self._refine(x, layer, dtype, num_prefix_tokens)
-        return self._refine(x, layer, x.dtype, num_prefix_tokens)
+                return self._refine(x, layer, dtype, num_prefix_tokens, one_pass)
+        return self._refine(x, layer, x.dtype, num_prefix_tokens, one_pass)
 
-    def _refine(self, x: Tensor, layer: int, dtype: torch.dtype, prefix: int) -> Tensor:
+    def _refine(self, x: Tensor, layer: int, dtype: torch.dtype, prefix: int, one_pass: OnePass | None) -> Tensor:
+        transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if one_pass is not None and not torch.is_grad_enabled() and not transformed:
+            weight, *thin = one_pass.matrices(self, layer, dtype, x.device)
+            return _refined(x, dtype, prefix, None, weight, *thin, in_place=True)
         thin, scale, weight = self._folded_softmax(layer) if self.config.use_softmax else self._folded_linear(layer)
         thin = [factor.to(dtype) for factor in thin]
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if transformed:
             return _refined(x, dtype, prefix, scale, weight, *thin)  # what transforms programs wants plain ones
         if torch.is_grad_enabled() and any(each.requires_grad for each in (x, weight, *thin)):
             refined: Tensor = _Refinement.apply(x, dtype, prefix, scale, weight, *thin)
             return refined
         return _refined(x, dtype, prefix, scale, weight, *thin, in_place=True)
 
-    def _folded_softmax(self, layer: int) -> tuple[list[Tensor], Tensor | None, Tensor]:
+    def matrices(self, dtype: torch.dtype) -> list[list[Tensor]]:
+        """For each layer s W_f and the thin factors in `dtype`: everything that does not depend on the features."""
+        if self.config.share and self.config.use_softmax:  # all layers at once, in few large products
+            thin, scale, weight = self._folded_softmax(slice(None))
+            weight, thin = _scaled(weight, scale, dtype), [factor.to(dtype) for factor in thin]
+            return [[weight, *factors] for factors in zip(*thin, strict=True)]
+        layers = []
+        for layer in range(self.num_layers):
+            thin, scale, weight = self._folded_softmax(layer) if self.config.use_softmax else self._folded_linear(layer)
+            layers.append([_scaled(weight, scale, dtype), *(factor.to(dtype) for factor in thin)])
+        return layers
+
+    def _folded_softmax(self, layer: int | slice) -> tuple[list[Tensor], Tensor | None, Tensor]:
         """The matrices of s D = softmax(f T^T / sqrt(C)) mix values + f (s W_f)^T: the thin ones, then s, and W_f.
 
         With low-rank tokens the thin ones are B^T / sqrt(C), (C, r), A^T, (r, m), mix, (m, r + 2), and the values, (r + 2, C); with
-        full tokens T^T / sqrt(C), (C, m), and the values, (m, C).
+        full tokens T^T / sqrt(C), (C, m), and the values, (m, C). For a slice of layers, which share their MLPs, they are stacked.
         """
         token_mlp, delta_mlp = _at(self.token_mlp, layer), _at(self.delta_mlp, layer)
         weight = delta_mlp.weight
-        not_null = _null_mask(self._tokens()[0][layer])  # (m, 1): 0 for the first token, else 1
+        not_null = _null_mask(self._tokens()[0][layer])  # (..., m, 1): 0 for the first token, else 1
         inner = 1 / math.sqrt(self.dim)
         if self.config.rank is None:
             tokens = self.tokens[layer]
@@ -198,9 +216,10 @@ class ReinAdapter(nn.Module):
             thin = [tokens.mT * inner]
         else:
             a, b = self.tokens_a[layer], self.tokens_b[layer]
-            mix = torch.cat((not_null * a, not_null, torch.ones_like(not_null)), 1)  # S mix = [S A0, 1 - S_1, 1]
-            values = torch.cat((b @ token_mlp.weight.mT, token_mlp.bias[None])) @ weight.mT
-            values = torch.cat((values, delta_mlp.bias[None]))
+            mix = torch.cat((not_null * a, not_null, torch.ones_like(not_null)), -1)  # S mix = [S A0, 1 - S_1, 1]
+            row = (*b.shape[:-2], 1, self.dim)
+            values = torch.cat((b @ token_mlp.weight.mT, token_mlp.bias.expand(row)), -2) @ weight.mT
+            values = torch.cat((values, delta_mlp.bias.expand(row)), -2)
             thin = [b.mT * inner, a.mT, mix]
         return [*thin, values if self.scale is None else self.scale * values], self.scale, weight
 
@@ -279,12 +298,12 @@ class StagewiseAdapter(nn.Module):
         """The parameters that the authors' recipe does not decay: the tokens and s of every stage."""
         return [parameter for stage in self._stages() for parameter in stage.no_decay_parameters()]
 
-    def forward(self, x: Tensor, layer: int | None = None, num_prefix_tokens: int = 0) -> Tensor:
+    def forward(self, x: Tensor, layer: int | None = None, num_prefix_tokens: int = 0, one_pass: OnePass | None = None) -> Tensor:
         """As `ReinAdapter`, for tokens (..., N, C_stage) of layer `layer`, counted through all stages from 0."""
         if layer is None:
             return x
         stage, layer = self._place[layer]
-        return self.stages[stage](x, layer, num_prefix_tokens)  # through __call__, for hooks
+        return self.stages[stage](x, layer, num_prefix_tokens, one_pass)  # through __call__, for hooks
 
     def queries(self) -> Tensor:
         """The sum of the stages' queries, (m, q)."""
@@ -298,7 +317,31 @@ def build_adapter(widths: Sequence[int], config: ReinConfig, *, patch_size: int)
     return StagewiseAdapter(widths, config, patch_size=patch_size)
 
 
-def _at(mlp: Affine | nn.ModuleList, layer: int) -> Affine:
+class OnePass:
+    """What the layers share in one pass without gradients: their matrices, prepared once.
+
+    They can't be stale. They serve only the layer that follows the last one served, so each pass, which begins at the first layer,
+    prepares them anew: also a change that torch does not count (`parameter.data.fill_(1)`) is seen by the next pass. What torch does
+    count (an optimizer's step, `load`, other parameters in their place) is seen at once. After the last layer they are let go.
+    """
+
+    def __init__(self) -> None:
+        self._prepared: tuple[Any, int, list[list[Tensor]]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_prepared": None}
+
+    def matrices(self, adapter: ReinAdapter, layer: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+        """S W_f and the thin factors of `layer`."""
+        state = [(id(parameter), parameter.is_inference() or parameter._version) for parameter in adapter.parameters()]
+        made_for = (id(adapter), dtype, device, state)
+        known = self._prepared  # read once: another thread may run a pass of its own
+        prepared = known[2] if known is not None and known[:2] == (made_for, layer) else adapter.matrices(dtype)
+        self._prepared = None if layer + 1 == adapter.num_layers else (made_for, layer + 1, prepared)
+        return prepared[layer]
+
+
+def _at(mlp: Affine | nn.ModuleList, layer: int | slice) -> Affine:
     """The linear layer that layer `layer` uses: the shared one, or its own."""
     linear = mlp[layer] if isinstance(mlp, nn.ModuleList) else mlp
     return cast(Affine, linear)
@@ -390,6 +433,7 @@ def _gradients(
     """
     *inner, values = thin
     onto_x, onto_scale, onto_weight = None, None, None
+    same = dtype == x.dtype == gradient.dtype
     features = x.reshape(-1, x.shape[-1]).to(dtype)
     refined = gradient.to(dtype)
     if prefix:
@@ -397,13 +441,14 @@ def _gradients(
         refined[..., :prefix, :] = 0
     refined = refined.reshape(features.shape)
     if wanted[0]:
-        onto_x = refined @ _scaled(weight, scale, dtype)
+        scaled = _scaled(weight, scale, dtype)
+        onto_x = torch.addmm(gradient.reshape(features.shape), refined, scaled) if same else refined @ scaled
     if wanted[1] or wanted[2]:
         product = (refined.mT @ features).to(weight.dtype)
         if scale is None:
             onto_weight = product
         else:
-            onto_scale = (product * weight).sum()
+            onto_scale = (product * weight).sum()  # in pairs, which a dot product does not do
             onto_weight = product.mul_(scale)
     if not inner:
         onto_thin = [refined.sum(0)]
@@ -415,7 +460,7 @@ def _gradients(
             onto_thin.insert(0, steps[1].mT @ passed)
             passed = passed @ inner[2].mT
         similarity = steps[-2] if len(inner) == 3 else steps[0]
-        passed = similarity * (passed - (passed * similarity).sum(-1, keepdim=True))
+        passed = torch.ops.aten._softmax_backward_data(passed, similarity, -1, similarity.dtype)
         if len(inner) == 3:
             onto_thin.insert(0, steps[0].mT @ passed)
             passed = passed @ inner[1].mT
@@ -423,11 +468,11 @@ def _gradients(
         if onto_x is not None:
             onto_x = onto_x.addmm_(passed, inner[0].mT)
     if onto_x is not None:
-        onto_x = gradient + onto_x.to(x.dtype).reshape(x.shape)
+        onto_x = onto_x.reshape(x.shape) if same else gradient + onto_x.to(x.dtype).reshape(x.shape)
     return [onto_x, onto_scale, onto_weight, *onto_thin]
 
 
 def _null_mask(tokens: Tensor) -> Tensor:
-    mask = torch.ones(len(tokens), 1, dtype=tokens.dtype, device=tokens.device)
-    mask[0] = 0
+    mask = torch.ones(*tokens.shape[:-1], 1, dtype=tokens.dtype, device=tokens.device)
+    mask[..., 0, :] = 0
     return mask

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from rein import backbones
-from rein.adapter import ReinAdapter, StagewiseAdapter, build_adapter
+from rein.adapter import OnePass, ReinAdapter, StagewiseAdapter, build_adapter
 from rein.backbones import Site
 from rein.config import ReinConfig
 from rein.errors import InputError, WrapError
@@ -31,11 +31,12 @@ ADAPTER, INJECTION = "rein", "rein_injection"
 class BlockHook:
     """Forward hook of one block: refines the patch tokens of its output and passes everything else through.
 
-    It keeps no state between calls, since under gradient checkpointing it runs twice.
+    It keeps no state between calls, since under gradient checkpointing it runs twice; only without gradients do the hooks of a model
+    share what one pass prepares.
     """
 
-    def __init__(self, adapter: Adapter, layer: int, site: Site) -> None:
-        self.adapter, self.layer, self.site = adapter, layer, site
+    def __init__(self, adapter: Adapter, layer: int, site: Site, one_pass: OnePass) -> None:
+        self.adapter, self.layer, self.site, self.one_pass = adapter, layer, site, one_pass
         self.enabled = True
 
     def __getstate__(self) -> dict[str, Any]:
@@ -46,7 +47,8 @@ class BlockHook:
         if not self.enabled:
             return output
         tokens = backbones.tokens_of(output, self.site)
-        return backbones.with_tokens(output, self.site, self.adapter(tokens, self.layer, self.site.num_prefix_tokens))
+        refined = self.adapter(tokens, self.layer, self.site.num_prefix_tokens, self.one_pass)
+        return backbones.with_tokens(output, self.site, refined)
 
 
 class Injection(nn.Module):
@@ -63,7 +65,8 @@ class Injection(nn.Module):
     def __init__(self, model: nn.Module, adapter: Adapter, sites: Sequence[Site], given: dict[str, Any]) -> None:
         super().__init__()
         self.sites, self.given = tuple(sites), given
-        self.hooks = tuple(BlockHook(adapter, layer, site) for layer, site in enumerate(sites))
+        one_pass = OnePass()
+        self.hooks = tuple(BlockHook(adapter, layer, site, one_pass) for layer, site in enumerate(sites))
         # Modules are held in tuples, which nn.Module does not register. The handles must be kept: unpickled in a fresh process,
         # they keep torch from giving their numbers to hooks that are added there.
         self._handles: tuple[RemovableHandle, ...] = ()
