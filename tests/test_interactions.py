@@ -1,5 +1,7 @@
 """What users do to a wrapped model with timm's own tools."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -138,3 +140,25 @@ def test_channels_last_and_inference_mode_give_the_same_numbers():
     with torch.inference_mode():
         got = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
     assert torch.allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+def test_compiled_models_of_one_class_never_serve_each_other(first):
+    """The compiler keeps its programs by class, and does not look at hooks when it asks whether one fits."""
+    torch._dynamo.reset()
+    bare, others = build("vit").requires_grad_(False).eval(), []
+    for config in (SMALL, SMALL, rein.ReinConfig(num_tokens=6, rank=2, query_dim=8, use_softmax=False)):
+        others.append(strong(rein.wrap(copy.deepcopy(bare), config)).eval())
+    models, x = [bare, *others], images()
+    with torch.no_grad():
+        for model in models[first:] + models[:first]:
+            compiled = torch.compile(model, backend="eager", fullgraph=True)
+            assert torch.allclose(compiled(x), model(x), atol=1e-5)
+            assert model is bare or not torch.allclose(compiled(x), bare(x), atol=1e-3)
+
+
+def test_unwrapping_leaves_nothing_on_the_blocks():
+    model = build("vit")
+    before = [set(vars(module)) for module in model.modules()]
+    rein.unwrap(rein.wrap(model, SMALL))
+    assert [set(vars(module)) for module in model.modules()] == before

@@ -207,3 +207,34 @@ def test_a_lone_adapter_prepares_only_when_it_is_told_to():
             assert torch.allclose(adapter(x, layer), adapter(x, layer, 0, OnePass()), atol=1e-6)
         kept = adapter(x, 1, 0, one_pass)
         assert torch.allclose(kept, adapter(x, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("partly", [False, True])
+def test_a_compiled_pass_folds_once_too_and_reads_the_parameters_anew(partly):
+    torch._dynamo.reset()
+    model, products = vit(), []
+
+    def backend(graph, inputs):
+        names = [str(node.target) for node in graph.graph.nodes]
+        products.append(sum(any(product in name for product in ("linear", "matmul", "addmm")) for name in names))
+        return graph
+
+    def run(images):
+        if partly:
+            return model.forward_intermediates(images, indices=[1], intermediates_only=True, stop_early=True)[0]
+        return model.forward_features(images)
+
+    with torch.no_grad():
+        wanted, compiled = run(IMAGES), torch.compile(run, backend=backend, fullgraph=True)
+        assert torch.allclose(compiled(IMAGES), wanted, rtol=1e-4, atol=1e-4)
+        with rein.disabled(model):
+            compiled(IMAGES)
+        layers = 2 if partly else len(model.blocks)
+        assert products[0] - products[1] == 5 * layers + 2
+        for change in CHANGES:
+            change(model.rein.delta_mlp.weight)
+            assert torch.allclose(compiled(IMAGES), run(IMAGES), rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(run(IMAGES), wanted, atol=1e-3)
+        model(IMAGES)
+        assert torch.allclose(features(model), witness(model), rtol=1e-3, atol=1e-3)
+    assert len(products) == 2  # nothing was compiled again

@@ -175,13 +175,14 @@ class ReinAdapter(nn.Module):
         return self._refine(x, layer, x.dtype, num_prefix_tokens, one_pass)
 
     def _refine(self, x: Tensor, layer: int, dtype: torch.dtype, prefix: int, one_pass: OnePass | None) -> Tensor:
-        transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        if one_pass is not None and not torch.is_grad_enabled() and not transformed:
+        mapped, compiled = torch._C._are_functorch_transforms_active(), torch.compiler.is_compiling()
+        exported = compiled and not torch.compiler.is_dynamo_compiling()
+        if one_pass is not None and not (torch.is_grad_enabled() or mapped or exported):
             weight, *thin = one_pass.matrices(self, layer, dtype, x.device)
-            return _refined(x, dtype, prefix, None, weight, *thin, in_place=True)
+            return _refined(x, dtype, prefix, None, weight, *thin, in_place=not compiled)
         thin, scale, weight = self._folded_softmax(layer) if self.config.use_softmax else self._folded_linear(layer)
         thin = [factor.to(dtype) for factor in thin]
-        if transformed:
+        if mapped or compiled:
             return _refined(x, dtype, prefix, scale, weight, *thin)  # what transforms programs wants plain ones
         if torch.is_grad_enabled() and any(each.requires_grad for each in (x, weight, *thin)):
             refined: Tensor = _Refinement.apply(x, dtype, prefix, scale, weight, *thin)
@@ -333,9 +334,11 @@ class OnePass:
 
     def matrices(self, adapter: ReinAdapter, layer: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
         """S W_f and the thin factors of `layer`."""
-        state = [(id(parameter), parameter.is_inference() or parameter._version) for parameter in adapter.parameters()]
-        made_for = (id(adapter), dtype, device, state)
-        known = self._prepared  # read once: another thread may run a pass of its own
+        state = None  # a compiled program runs as a whole, and begins with the parameters that it finds
+        if not torch.compiler.is_compiling():
+            state = [(id(parameter), parameter.is_inference() or parameter._version) for parameter in adapter.parameters()]
+        made_for = (dtype, device, state)
+        known = self._prepared if layer else None  # read once: another thread may run a pass of its own
         prepared = known[2] if known is not None and known[:2] == (made_for, layer) else adapter.matrices(dtype)
         self._prepared = None if layer + 1 == adapter.num_layers else (made_for, layer + 1, prepared)
         return prepared[layer]
@@ -433,16 +436,12 @@ def _gradients(
     """
     *inner, values = thin
     onto_x, onto_scale, onto_weight = None, None, None
-    same = dtype == x.dtype == gradient.dtype
-    features = x.reshape(-1, x.shape[-1]).to(dtype)
-    refined = gradient.to(dtype)
+    same = dtype == x.dtype
+    features, whole = (tensor.reshape(-1, x.shape[-1]) for tensor in (x, gradient))
+    features = features.to(dtype)
+    refined = whole.clone() if same and prefix else whole.to(dtype)
     if prefix:
-        refined = refined.clone() if refined is gradient else refined
-        refined[..., :prefix, :] = 0
-    refined = refined.reshape(features.shape)
-    if wanted[0]:
-        scaled = _scaled(weight, scale, dtype)
-        onto_x = torch.addmm(gradient.reshape(features.shape), refined, scaled) if same else refined @ scaled
+        refined.view(x.shape)[..., :prefix, :] = 0
     if wanted[1] or wanted[2]:
         product = (refined.mT @ features).to(weight.dtype)
         if scale is None:
@@ -465,10 +464,19 @@ def _gradients(
             onto_thin.insert(0, steps[0].mT @ passed)
             passed = passed @ inner[1].mT
         onto_thin.insert(0, features.mT @ passed)
-        if onto_x is not None:
-            onto_x = onto_x.addmm_(passed, inner[0].mT)
-    if onto_x is not None:
-        onto_x = onto_x.reshape(x.shape) if same else gradient + onto_x.to(x.dtype).reshape(x.shape)
+    if wanted[0]:
+        scaled = _scaled(weight, scale, dtype)
+        if not same:
+            onto_x = refined @ scaled
+        elif prefix:  # G is a copy, which has served
+            onto_x = refined.addmm_(whole, scaled)
+        else:
+            onto_x = torch.addmm(whole, whole, scaled)
+        onto_x = (onto_x.addmm_(passed, inner[0].mT) if inner else onto_x).reshape(x.shape)
+        if not same:
+            onto_x = gradient + onto_x.to(x.dtype)
+        elif prefix:
+            onto_x[..., :prefix, :] = gradient[..., :prefix, :]
     return [onto_x, onto_scale, onto_weight, *onto_thin]
 
 

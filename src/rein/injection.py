@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -70,6 +71,7 @@ class Injection(nn.Module):
         # Modules are held in tuples, which nn.Module does not register. The handles must be kept: unpickled in a fresh process,
         # they keep torch from giving their numbers to hooks that are added there.
         self._handles: tuple[RemovableHandle, ...] = ()
+        self._told_apart: tuple[nn.Module, ...] = ()
         self._requires_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         self._modes = tuple((module, module.training) for module in model.modules())
         self._shapes = [{name: p.shape for name, p in module._parameters.items() if p is not None} for module, _ in self._modes]
@@ -78,7 +80,13 @@ class Injection(nn.Module):
     def apply_to(self, model: nn.Module) -> None:
         """Add the hooks and freeze; `undo` is the way back."""
         for site, hook in zip(self.sites, self.hooks, strict=True):
-            self._handles += (model.get_submodule(site.path).register_forward_hook(hook, prepend=True),)
+            block = model.get_submodule(site.path)
+            self._handles += (block.register_forward_hook(hook, prepend=True),)
+            if "forward" not in block.__dict__:
+                # torch.compile does not look at hooks when it asks whether a program that it made for another model of this class
+                # fits, a bare one perhaps; it does look whether `forward` is the instance's own
+                block.__dict__["forward"] = MethodType(type(block).forward, block)
+                self._told_apart += (block,)
         model.requires_grad_(False)
         self.freeze_modes()
         model.__dict__["no_weight_decay"] = NoWeightDecay(model)
@@ -112,6 +120,8 @@ class Injection(nn.Module):
         """Remove the hooks and give back every `requires_grad` and mode as found."""
         for handle in self._handles:
             handle.remove()
+        for block in self._told_apart:
+            block.__dict__.pop("forward", None)
         for name, parameter in model.named_parameters():  # by name: conversions may have put other objects in their places
             if name in self._requires_grad:
                 parameter.requires_grad_(self._requires_grad[name])
