@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: demo test test-backbones format clean
+.PHONY: demo test test-backbones bench format clean
 
 demo: .venv/installed  ## fit and judge the comparison of the README: results in runs/demo
 	$(BIN)/rein demo --out runs/demo
@@ -17,9 +17,12 @@ test: .venv/installed  ## format, lint, types and the whole test suite
 test-backbones: .venv/installed  ## every model name of timm, on meta tensors: some minutes
 	$(BIN)/python -m pytest -m sweep tests/test_all_backbones.py
 
+bench: .venv/installed  ## a sample of every benchmark, some minutes: results in runs/bench
+	$(BIN)/python -m benchmarks --out runs/bench
+
 format: .venv/installed
-	$(BIN)/ruff format src tests
-	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks
 
 clean:
 	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

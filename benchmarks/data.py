@@ -1,22 +1,19 @@
 """How many images of the authors' pipeline one core loads in a second: reading two files, scale, crop, flip, photometric distortion.
 
-python -m benchmarks.data --out benchmarks/results/<machine>/data.json
-
 The images are generated streets in the files' true sizes and formats; real photographs compress worse and are read somewhat slower.
 """
 
-import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.options import Options
 from rein.dgss import scenes
 from rein.dgss.datasets import open_dataset
 from rein.dgss.sampling import Draw, Drawn
@@ -82,39 +79,19 @@ def rate(read, count: int, repeats: int) -> dict:
     return {"median": round(statistics.median(rates), 2), "least": round(rates[0], 2), "most": round(rates[-1], 2)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--count", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
+def rows(options: Options) -> Iterator[dict]:
+    count, repeats = options.choose((2, 1), (6, 3), (12, 5))
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    results = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, write in (("gtav", write_gtav), ("bdd100k", write_bdd100k)):
-            write(Path(folder) / name, options.count)
-            pairs = open_dataset(name, Path(folder) / name)
-            row = {
-                "data": name,
-                "size": list(pairs[0][0].shape[1:]),
-                "read": rate(Read(pairs), options.count, options.repeats),
-            }
-            for crop in (512, 1024):
-                row[f"pipeline {crop}"] = rate(Pipeline(pairs, crop), options.count, options.repeats)
-            results.append(row)
-            print(row)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        content = {
-            "unit": "images per second on one core",
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "images": options.count,
-            "repeats": options.repeats,
-            "results": results,
-        }
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, write in (("gtav", write_gtav), ("bdd100k", write_bdd100k)):
+                write(Path(folder) / name, count)
+                pairs = open_dataset(name, Path(folder) / name)
+                what = {"read": Read(pairs), **{f"pipeline, crop {crop}": Pipeline(pairs, crop) for crop in (512, 1024)}}
+                for title, read in what.items():
+                    size = list(pairs[0][0].shape[1:])
+                    row = {"data": name, "size": size, "what": title, "images": count, "repeats": repeats}
+                    yield {**row, "images_per_second_and_core": rate(read, count, repeats)}
+    finally:
+        torch.set_num_threads(threads)

@@ -35,6 +35,13 @@ def wrap(vit: nn.Module) -> nn.Module:
     """A frozen ViT with the published form behind each block, in place."""
     vit.requires_grad_(False)
     vit.rein = rein.ReinAdapter(vit.embed_dim, len(vit.blocks))
+    in_one_precision(vit)
     for layer, block in enumerate(vit.blocks):
         block.register_forward_hook(Hook(vit.rein, layer, vit.num_prefix_tokens))
     return vit
+
+
+def in_one_precision(vit: nn.Module) -> None:
+    """Bring the adapter to the backbone's precision: the equations as they stand do not mix precisions, as rein does."""
+    for parameter in vit.rein.parameters():
+        parameter.data = parameter.data.to(vit.pos_embed.dtype)

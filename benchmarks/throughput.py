@@ -1,89 +1,101 @@
-"""What the adapter costs beside a bare backbone: paired, interleaved runs of the bare model, the published form and rein.
+"""What each form costs beside the bare backbone, in inference and in a training step: paired, interleaved runs.
 
-python -m benchmarks.throughput --out benchmarks/results/<machine>/throughput.json
-
-A training step of the bare model is a forward pass and the gradient of its input, as an adapter's needs it too.
+A training step of the bare backbone is a forward pass and the gradient of its input, which an adapter needs too. The ceiling is the
+share of the bare throughput that the published equations leave at best: one product of every token with a C x C matrix per layer, two
+more in the backward pass, at the rate at which the bare backbone computes, and all else free.
 """
 
-import argparse
-import copy
-import json
-import statistics
-import time
-from pathlib import Path
+import gc
+from collections.abc import Iterator
 
-import timm
 import torch
-from benchmarks import published
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-import rein
+from benchmarks import forms, timing
+from benchmarks.options import Options
+
+EAGER = ("bare", "published", "rein", "lora", "lora merged", "full")
+ALL = ("bare", "published", "rein", "bare compiled", "rein compiled", "lora", "lora merged", "vpt", "adaptformer", "full")
+HEADLINE = ("bare", "published", "rein")
+
+# backbone, side in pixels, images, forms, repeats
+TINY = [("test_vit", 32, 2, ("bare", "published", "rein", "lora", "lora merged", "full"), 2)]
+SAMPLE = [("vit_small_patch16_224", 224, 4, EAGER, 9)]
+FULL_CPU = [
+    ("vit_base_patch16_224", 224, 4, HEADLINE, 31),
+    ("vit_base_patch16_224", 512, 1, HEADLINE, 21),
+    ("vit_small_patch16_224", 224, 4, ALL, 9),
+    ("vit_large_patch16_224", 512, 1, (*HEADLINE, "full"), 3),
+]
+FULL_GPU = [
+    (f"vit_{name}_patch16_224", size, batch, ALL, 50)
+    for name in ("small", "base", "large")
+    for size, batch in ((512, 1), (512, 8), (1024, 1), (1024, 4))
+]
 
 
-def forms(name: str, size: int) -> dict:
-    """The same frozen weights, bare and refined."""
-    torch.manual_seed(0)
-    bare = timm.create_model(name, img_size=size, num_classes=0).requires_grad_(False).eval()
-    return {"bare": bare, "published": published.wrap(copy.deepcopy(bare)), "rein": rein.wrap(copy.deepcopy(bare))}
-
-
-def run(model, images, training: bool) -> float:
-    """Seconds of one pass."""
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    if training:
-        model.zero_grad()
-        model(images.detach().requires_grad_()).square().mean().backward()
-    else:
+def run(model: nn.Module, images: torch.Tensor, training: bool) -> None:
+    """One forward pass, or one training step without an optimizer."""
+    if not training:
         with torch.no_grad():
             model(images)
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+        return
+    model.zero_grad()
+    model(images.detach().requires_grad_()).square().mean().backward()
 
 
-def measure(name: str, size: int, batch: int, training: bool, repeats: int, device: str, dtype: torch.dtype) -> dict:
-    """Median seconds of each form, and the median and quartiles of its cost over the bare model's neighbouring run, in per cent."""
-    models = {form: model.to(device, dtype) for form, model in forms(name, size).items()}
-    images = torch.randn(batch, 3, size, size, device=device, dtype=dtype)
-    for model in models.values():
-        run(model, images, training)
-    times = {form: [] for form in models}
-    for repeat in range(repeats):
-        order = list(models)
-        for form in order[repeat % len(order) :] + order[: repeat % len(order)]:
-            times[form].append(run(models[form], images, training))
-    row = {"model": name, "size": size, "batch": batch, "step": "training" if training else "inference"}
-    row |= {"device": device, "dtype": str(dtype).removeprefix("torch."), "repeats": repeats}
-    for form, seconds in times.items():
-        costs = [100 * (mine / bare - 1) for mine, bare in zip(seconds, times["bare"], strict=True)]
-        low, middle, high = statistics.quantiles(costs, n=4)
-        row[form] = {"seconds": round(statistics.median(seconds), 5), "cost_percent": [round(c, 2) for c in (low, middle, high)]}
-    return row
+def ceiling(name: str, size: int, training: bool) -> float:
+    """Share of the bare throughput that is left when only the products that the equations ask for are added."""
+    with torch.device("meta"):
+        bare = forms.backbone(name, size)
+        images = torch.empty(1, 3, size, size)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            tokens = bare.forward_features(images)
+    total = counter.get_total_flops()
+    extra = len(bare.blocks) * 2 * tokens.shape[1] * tokens.shape[2] ** 2
+    return 2 * total / (2 * total + 3 * extra) if training else total / (total + extra)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["vit_base_patch16_224"])
-    parser.add_argument("--sizes", nargs="+", default=["224x4", "512x1"], help="side x batch")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    results = []
-    for name in options.models:
-        for text in options.sizes:
-            size, batch = map(int, text.split("x"))
-            for training in (False, True):
-                dtype = getattr(torch, options.dtype)
-                results.append(measure(name, size, batch, training, options.repeats, options.device, dtype))
-                print(results[-1], flush=True)
-    if options.out:
-        content = {"torch": torch.__version__, "timm": timm.__version__, "threads": torch.get_num_threads(), "results": results}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+def measure(
+    name: str, size: int, batch: int, chosen: tuple[str, ...], repeats: int, training: bool, options: Options
+) -> Iterator[dict]:
+    """A row for each form."""
+    bare = forms.backbone(name, size).to(options.device, options.dtype)
+    names = [form for form in chosen if not (training and form in forms.DEPLOYED)]
+    models = {form: forms.build(form, bare) for form in names}
+    images = torch.randn(batch, 3, size, size, device=options.device, dtype=options.dtype)
+    runs = {form: lambda model=model: run(model, images, training) for form, model in models.items()}
+    times = timing.interleaved(runs, repeats, options.device, warmup=3 if options.device != "cpu" else 1)
+    best = ceiling(name, size, training)
+    for form in names:
+        compared = "bare compiled" if form.endswith(" compiled") else "bare"
+        costs = timing.cost_percent(times[form], times[compared])
+        row = {"model": name, "size": size, "batch": batch, "step": "training" if training else "inference", "form": form}
+        row |= {"repeats": repeats, "seconds": timing.middle(times[form]), "beside": compared}
+        row |= {"images_per_second": round(batch / timing.middle(times[form]), 3), "cost_percent": timing.quartiles(costs)}
+        row |= {"median_between": timing.interval(costs)}
+        if form in ("rein", "rein compiled"):
+            ratio = timing.middle([other / mine for mine, other in zip(times[form], times[compared], strict=True)])
+            row |= {"ceiling": round(best, 4), "share_of_ceiling": round(ratio / best, 4)}
+        if options.device != "cpu":
+            row["peak_bytes"] = peak(runs[form], options.device)
+        yield row
+    del models, runs
+    gc.collect()
+    torch.compiler.reset()
 
 
-if __name__ == "__main__":
-    main()
+def peak(run, device: str) -> int:
+    """Most bytes that one run holds on the GPU beside what was there before it."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def rows(options: Options) -> Iterator[dict]:
+    for name, size, batch, chosen, repeats in options.choose(TINY, SAMPLE, FULL_CPU if options.device == "cpu" else FULL_GPU):
+        for training in (False, True):
+            yield from measure(name, size, batch, chosen, repeats, training, options)

@@ -162,3 +162,7 @@ def test_unwrapping_leaves_nothing_on_the_blocks():
     before = [set(vars(module)) for module in model.modules()]
     rein.unwrap(rein.wrap(model, SMALL))
     assert [set(vars(module)) for module in model.modules()] == before
+    rein.wrap(model, SMALL)
+    model.blocks[0].forward = lambda x: x  # somebody's patch, made after wrap
+    rein.unwrap(model)
+    assert model.blocks[0].forward(3) == 3

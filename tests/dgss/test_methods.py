@@ -336,6 +336,32 @@ def test_lora_tunes_the_targets_that_are_asked_for():
     assert all(".attn.qkv.k.lora_" in name for name in names)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dora_is_lora_whose_updated_rows_have_lengths_of_their_own(dtype):
+    bare, x = build("dinov3").to(dtype), images().to(dtype)
+    model = methods.apply("lora", copy.deepcopy(bare), rank=2, alpha=6, dora=True)
+    with torch.no_grad():  # at the start the lengths are those of the frozen rows, to rounding
+        torch.testing.assert_close(model(x), bare(x), rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
+    tuned, by_hand = tuned_parameters(perturbed(model)), copy.deepcopy(bare)
+    assert {parameter.dtype for parameter in tuned.values()} == {torch.float32}
+    assert sum(parameter.numel() for parameter in tuned.values()) == 4 * 2 * (
+        2 * 2 * 32 + 32
+    )  # blocks, q and v, A and B, lengths
+    with torch.no_grad():
+        for path, layer in model.named_modules():
+            if hasattr(layer, "lora_A"):
+                where, _, part = path.rpartition(".")
+                weight = by_hand.get_submodule(where).weight
+                third = slice(0, len(weight) // 3) if part == "q" else slice(len(weight) // 3 * 2, None)
+                rows = weight[third] + 6 / 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+                weight[third] = layer.lora_magnitude_vector["default"].weight[:, None] * F.normalize(rows, dim=1)
+        got, wanted = model.forward_features(x).float(), by_hand.forward_features(x).float()
+        # summed in another order
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.1)
+    model.train().forward_features(x).float().square().sum().backward()
+    assert all(parameter.grad.any() for parameter in tuned.values())
+
+
 @pytest.mark.parametrize("family", ["vit", "vit with registers", "eva02", "dinov3"])
 def test_vpt_is_the_loop_that_puts_prompts_before_the_patches_and_drops_what_comes_out_there(family):
     bare = build(family).eval()
@@ -428,6 +454,7 @@ def test_unknown_names_and_settings_say_what_there_is():
         ("lora", {"alpha": -1}, "alpha is -1"),
         ("lora", {"targets": "qv"}, "targets is 'qv'"),
         ("lora", {"targets": ["o"]}, "one or more of q, k, v"),
+        ("lora", {"dora": 1}, "lora: dora is 1; it must be true or false"),
         ("vpt", {"num_tokens": 1.5}, "num_tokens is 1.5"),
         ("vpt", {"dropout": 1}, "from 0 to under 1"),
         ("adaptformer", {"bottleneck": True}, "bottleneck is True"),

@@ -1,7 +1,9 @@
-"""LoRA on the query and value projections, through peft.
+"""LoRA on the query and value projections, and DoRA, through peft.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685: W x + (alpha / r) B A x, B zero at the
-start. Timm's attention mostly has one layer `qkv` for three projections; that is first split, so that each can be tuned by itself.
+start. Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", ICML 2024, arXiv 2402.09353: the lengths of the updated rows of W
+train besides. Timm's attention mostly has one layer `qkv` for three projections; that is first split, so that each can be tuned by
+itself.
 """
 
 from __future__ import annotations
@@ -52,9 +54,15 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def install(
-    backbone: nn.Module, *, rank: int = 8, alpha: float = 16, dropout: float = 0.0, targets: Sequence[str] = ("q", "v")
+    backbone: nn.Module,
+    *,
+    rank: int = 8,
+    alpha: float = 16,
+    dropout: float = 0.0,
+    targets: Sequence[str] = ("q", "v"),
+    dora: bool = False,
 ) -> None:
-    """Give the projections `targets`, of q, k and v, low-rank updates.
+    """Give the projections `targets`, of q, k and v, low-rank updates; with `dora`, learned lengths of the updated rows too.
 
     Raises:
         InputError: a setting that cannot be.
@@ -66,6 +74,8 @@ def install(
     check_number("lora", "dropout", dropout, below=1)
     if isinstance(targets, str) or not targets or not set(targets) <= set(_PARTS):
         raise InputError(f"lora: targets is {targets!r}; it must be a list of one or more of {', '.join(_PARTS)}.")
+    if type(dora) is not bool:
+        raise InputError(f"lora: dora is {dora!r}; it must be true or false.")
     peft = require("peft", EXTRA)
     paths = [site.path for site in block_sites(backbone, "lora")]
     for path in dict.fromkeys(paths):
@@ -80,7 +90,13 @@ def install(
     wanted = [name for name in names if name.rpartition(".")[2][0] in targets]
     training = backbone.training
     config = peft.LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=wanted, bias="none", init_lora_weights=True
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=wanted,
+        bias="none",
+        init_lora_weights=True,
+        use_dora=dora,
     )
     peft.inject_adapter_in_model(config, backbone)
     for parameter in backbone.parameters():

@@ -1,0 +1,86 @@
+"""The paper's cost table: a training step with the Mask2Former head, and one image through it, by method.
+
+The authors trained DINOv2-L at crop 512, batch 4, for 40,000 steps: 11.2 h and 14.7 GB with all of it tuned, 9.5 h and 10.0 GB with
+Rein (arXiv 2312.04265). A step here is forward, loss with matching, backward and AdamW; `hours` is 40,000 times its median. In half
+precision weights stay float32 under autocast.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import timm
+import torch
+
+import rein
+from benchmarks import timing
+from benchmarks.options import Options
+from benchmarks.throughput import peak
+from rein.dgss import methods
+
+STEPS = 40_000
+METHODS = ("full", "freeze", "rein")
+PAPER = {"full": {"paper_hours": 11.2, "paper_gigabytes": 14.7}, "rein": {"paper_hours": 9.5, "paper_gigabytes": 10.0}}
+
+# backbone, side in pixels, images, repeats, settings of the head
+TINY = [("test_vit", 64, 1, 1, {"channels": 64, "decoder_layers": 3, "encoder_layers": 1, "num_points": 64})]
+SAMPLE = [("vit_small_patch14_dinov2", 256, 1, 3, {})]
+FULL_CPU = [("vit_small_patch14_dinov2", 512, 1, 5, {})]
+FULL_GPU = [
+    (f"vit_{name}_patch14_dinov2", size, batch, 20, {})
+    for name in ("small", "base", "large")
+    for size, batch in ((512, 1), (512, 4), (1024, 1))
+]
+
+
+def segmenter(name: str, size: int, method: str, settings: dict) -> rein.Segmenter:
+    """A backbone at patch 16, tuned by a method, with the paper's head."""
+    torch.manual_seed(0)
+    backbone = timm.create_model(name, patch_size=16, img_size=size, num_classes=0)
+    width, depth = backbone.embed_dim, len(backbone.blocks)
+    linked = {"query_dim": settings.get("channels", 256)} if method == "rein" else {}
+    methods.apply(method, backbone, **linked)
+    if not linked:
+        settings = {"num_queries": 100, **settings}
+    head = rein.heads.Mask2FormerHead([width] * 4, num_classes=19, **settings)
+    indices = [max(0, (depth * (number + 1)) // 4 - 1) for number in range(4)]
+    return rein.Segmenter(backbone, head, indices=indices)
+
+
+def rows(options: Options) -> Iterator[dict]:
+    on_cpu = options.device == "cpu"
+    for name, size, batch, repeats, settings in options.choose(TINY, SAMPLE, FULL_CPU if on_cpu else FULL_GPU):
+        images = torch.randn(batch, 3, size, size, device=options.device)
+        labels = torch.randint(0, 19, (batch, size, size), device=options.device)
+        for method in METHODS:
+            model = segmenter(name, size, method, settings).to(options.device)
+            optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-4)
+            half = options.dtype != torch.float32
+            precision = torch.autocast(options.device, options.dtype) if half else contextlib.nullcontext()
+
+            def train(model=model, optimizer=optimizer, precision=precision, images=images, labels=labels):
+                model.train()
+                with precision:
+                    loss = model.loss(images, labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+            def infer(model=model, precision=precision, images=images):
+                model.eval()
+                with precision, torch.no_grad():
+                    model(images)
+
+            for step, run in (("training", train), ("inference", infer)):
+                times = timing.interleaved({method: run}, repeats, options.device)[method]
+                row = {"model": name, "size": size, "batch": batch, "method": method, "step": step, "repeats": repeats}
+                row |= {"seconds": timing.middle(times), "seconds_quartiles": timing.quartiles(times, 4)}
+                row |= {"images_per_second": round(batch / timing.middle(times), 3)}
+                if step == "training":
+                    row["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+                    row["hours"] = round(STEPS * timing.middle(times) / 3600, 2)
+                    if (name, size, batch) == ("vit_large_patch14_dinov2", 512, 4):
+                        row |= PAPER.get(method, {})
+                if not on_cpu:
+                    row["peak_bytes"] = peak(run, options.device) + torch.cuda.memory_allocated(options.device)
+                yield row
+            del model, optimizer, train, infer

@@ -1,0 +1,92 @@
+"""How the adapter's own cost grows: with patch tokens (to 2048 x 2048 pixels), layers, tokens m, rank r and images.
+
+Only the adapter runs, over all layers, on made-up features. In theory it is a straight line in each of them: the report gives how
+much of the variation a straight line explains. The last rows are how many adapters can be exchanged in a second, in memory and from
+files.
+"""
+
+import copy
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import rein
+from benchmarks import forms, timing
+from benchmarks.options import Options
+
+BASE = {"tokens": 1024, "layers": 12, "m": 100, "r": 16, "images": 1}
+PIXELS = (256, 512, 768, 1024, 1536, 2048)  # sides of square images, patch 16
+
+
+def settings(options: Options) -> Iterator[tuple[str, list[int]]]:
+    """What is varied, and over which values."""
+    sides = options.choose((32, 64), (256, 512, 1024, 2048), PIXELS)
+    yield "tokens", [(side // 16) ** 2 for side in sides]
+    yield "layers", options.choose([1, 2], [6, 12, 24], [4, 8, 12, 16, 24, 32, 40])
+    yield "m", options.choose([5, 10], [50, 100, 200], [25, 50, 75, 100, 150, 200, 300, 400])
+    yield "r", options.choose([2, 4], [8, 16, 64], [4, 8, 16, 32, 64, 128])
+    yield "images", options.choose([1, 2], [1, 2, 4], [1, 2, 4, 8, 16])
+
+
+def passes(width: int, setting: dict, options: Options) -> dict:
+    """A pass without gradients and a training step over all layers."""
+    config = rein.ReinConfig(num_tokens=setting["m"], rank=setting["r"])
+    adapter = rein.ReinAdapter(width, setting["layers"], config).to(options.device)
+    x = torch.randn(setting["images"], setting["tokens"], width, device=options.device, dtype=options.dtype)
+
+    def refine(features):
+        for layer in range(setting["layers"]):
+            features = adapter(features, layer)
+        return features
+
+    def inference():
+        with torch.no_grad():
+            refine(x)
+
+    def training():
+        adapter.zero_grad()
+        refine(x.detach().requires_grad_()).backward(x)
+
+    return {"inference": inference, "training": training}
+
+
+def rows(options: Options) -> Iterator[dict]:
+    width = options.choose(16, 384, 768)
+    repeats = options.choose(2, 5, 5)
+    for varied, values in settings(options):
+        cases = [{**BASE, **options.choose({"tokens": 16, "layers": 2}, {}, {}), varied: value} for value in values]
+        runs = {}
+        for case in cases:
+            for step, run in passes(width, case, options).items():
+                runs[step, case[varied]] = run
+        times = timing.interleaved(runs, repeats, options.device)
+        for (step, value), taken in times.items():
+            fixed = {key: amount for key, amount in cases[0].items() if key != varied}
+            row = {"varied": varied, "value": value, "step": step, "width": width, **fixed, "repeats": repeats}
+            yield {**row, "seconds": timing.middle(taken), "seconds_quartiles": timing.quartiles(taken, 6)}
+    yield from swaps(options)
+
+
+def swaps(options: Options) -> Iterator[dict]:
+    """Exchanging the adapter of a wrapped backbone, in turn among several."""
+    name = options.choose("test_vit", "vit_small_patch16_224", "vit_large_patch16_224")
+    bare = forms.backbone(name, options.choose(32, 224, 512)).to(options.device, options.dtype)
+    model, repeats = rein.wrap(bare), options.choose(2, 20, 50)
+    for held in options.choose([2], [2, 8], [2, 8, 32]):
+        with tempfile.TemporaryDirectory() as folder:
+            states, files = [], []
+            for number in range(held):
+                model.rein.initialize()
+                states.append(copy.deepcopy(model.rein.state_dict()))
+                files.append(Path(folder) / f"{number}.safetensors")
+                rein.save(model, files[-1])
+            turn = iter(range(10**9))
+            runs = {
+                "memory": lambda: model.rein.load_state_dict(states[next(turn) % held]),  # noqa: B023
+                "file": lambda: rein.load(model, files[next(turn) % held]),  # noqa: B023
+            }
+            for source, taken in timing.interleaved(runs, repeats, options.device).items():
+                row = {"varied": "adapters held", "value": held, "from": source, "model": name, "repeats": repeats}
+                yield {**row, "seconds": timing.middle(taken), "swaps_per_second": round(1 / timing.middle(taken), 1)}

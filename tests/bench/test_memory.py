@@ -1,0 +1,108 @@
+import pytest
+import torch
+
+from benchmarks import memory
+from benchmarks.options import Options
+
+TINY = Options(tiny=True)
+NAME, SIZE = "test_vit", 64
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return list(memory.rows(TINY))
+
+
+def by_form(rows, measure):
+    return {row["form"]: row for row in rows if row["measure"] == measure}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", memory.FORMS)
+def test_what_is_counted_without_data_is_what_is_kept(form, dtype):
+    options = Options(tiny=True, dtype=dtype)
+    model = memory.build(options, form, NAME, SIZE)
+    for batch in (1, 3):
+        x = memory.images(options, SIZE, batch).requires_grad_(form == "bare")
+        assert memory.kept_without_data(options, form, NAME, SIZE, batch, form == "bare") == memory.kept(model, x) > 0
+
+
+def test_each_storage_is_counted_once_and_weights_and_images_are_not():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(5))
+
+        def forward(self, x):
+            y = self.weight * x  # keeps weight and images
+            return y[:2] * y[3:]  # keeps two views of y
+
+    assert memory.kept(Model(), torch.ones(5)) == 5 * 4
+
+
+def test_every_form_has_a_step_that_keeps_what_the_count_without_data_says(rows):
+    steps = by_form(rows, "step")
+    assert set(steps) == {"published", "rein", "full"}
+    for form, row in steps.items():
+        assert row["kept_bytes"] == memory.kept_without_data(TINY, form, NAME, row["size"], row["batch"], form == "bare")
+        assert row["optimizer_bytes"] == 8 * row["trainable_parameters"]
+        assert row["gradient_bytes"] == 4 * row["trainable_parameters"]
+    assert steps["rein"]["kept_bytes"] < steps["published"]["kept_bytes"] < steps["full"]["kept_bytes"]
+    assert steps["rein"]["trainable_parameters"] == steps["published"]["trainable_parameters"]
+    assert steps["full"]["trainable_parameters"] * 4 == steps["full"]["weights_bytes"]
+
+
+def test_rein_adds_little_more_than_the_tokens_of_each_layer(rows):
+    adapters = by_form(rows, "adapter")
+    # the prefix row is kept too, and matrices that do not grow with the images
+    assert 1 <= adapters["rein"]["added_per_layer_over_nc"] < 1.5 < adapters["published"]["added_per_layer_over_nc"]
+    assert adapters["rein"]["added_bytes_per_layer"] < adapters["published"]["added_bytes_per_layer"]
+
+
+def test_the_peak_is_that_of_the_action_alone():
+    megabytes = 2**20
+
+    def take(amount):
+        return memory.peak_of_process(lambda: torch.ones(amount * megabytes // 4))
+
+    first = take(64)
+    if first["peak_bytes"] is None:
+        assert "not measured" in first["peak_of"]
+        return
+    assert 60 * megabytes < first["peak_bytes"] < 80 * megabytes
+    assert take(16)["peak_bytes"] < 40 * megabytes  # what was taken before does not count
+
+
+def test_what_fits_fits_and_one_more_does_not(rows):
+    budget, patch = memory.GIB // 64, 16
+    batches, crops = (by_form(rows, f"largest {what}") for what in ("batch", "crop"))
+    assert set(batches) == set(crops) == {"published", "rein", "full"}
+    for form in batches:
+        batch, crop = batches[form]["batch"], crops[form]["size"]
+        assert memory.needed(TINY, form, NAME, SIZE, batch) <= budget < memory.needed(TINY, form, NAME, SIZE, batch + 1)
+        assert memory.needed(TINY, form, NAME, crop, 1) <= budget < memory.needed(TINY, form, NAME, crop + patch, 1)
+    assert batches["full"]["batch"] < batches["published"]["batch"] < batches["rein"]["batch"]
+
+
+def test_checkpointing_keeps_a_fraction():
+    plain, checkpointed = (memory.kept_without_data(TINY, form, NAME, SIZE, 16, False) for form in ("rein", "rein checkpointed"))
+    assert 4 * checkpointed < plain
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("budget", [5, 10, 11, 37.5, 900, 12345])
+def test_the_largest_count_within_a_budget_is_found_in_few_trials(power, budget):
+    tried = []
+
+    def needs(count):
+        tried.append(count)
+        return 9 + count**power + 0.3 * count if count < 5000 else float("inf")
+
+    found = memory.largest(needs, budget, power)
+    assert found == 0 or needs(found) <= budget
+    assert needs(found + 1) > budget
+    assert len(tried) < 20
+
+
+def test_more_than_there_is_room_for_is_found_too():
+    assert memory.largest(lambda count: count if count <= 77 else float("inf"), 1e9, 1) == 77

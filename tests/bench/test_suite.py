@@ -1,0 +1,180 @@
+"""The suite runs: its command, its files, its tables; what is measured on a GPU runs the same code here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as suite
+from benchmarks import forms, recipe, report, scaling, throughput, timing
+from benchmarks.options import Options
+
+ROOT = Path(__file__).parents[2]
+TINY = Options(tiny=True)
+
+
+def test_timing_interleaves_all_runs_in_another_order_each_time():
+    order = []
+    runs = {name: lambda name=name: order.append(name) for name in "abc"}
+    times = timing.interleaved(runs, repeats=3, warmup=1)
+    assert order == list("cab" + "abc" + "bca" + "cab")
+    assert {name: len(taken) for name, taken in times.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_costs_are_compared_pair_by_pair():
+    assert timing.cost_percent([2.0, 9.0], [1.0, 6.0]) == [100.0, 50.0]
+    assert timing.quartiles([3.0, 1.0, 2.0]) == [1.5, 2.0, 2.5]
+    assert timing.interval([float(n) for n in range(100)])[0] == 39.0
+    assert timing.interval([1.0]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("form", [form for form in forms.FORMS if "compiled" not in form and form not in ("vpt", "adaptformer")])
+def test_forms_that_begin_as_the_bare_backbone_give_its_features(form):
+    bare = forms.backbone("test_vit", 32)
+    model, images = forms.build(form, bare), torch.randn(2, 3, 32, 32)
+    if form in ("published", "rein"):
+        with torch.no_grad():
+            model.rein.scale.zero_()
+    with torch.no_grad():
+        assert torch.allclose(model(images), bare(images), atol=1e-4)
+
+
+def test_the_published_form_gives_reins_numbers():
+    """What is compared in speed is the same function."""
+    bare, images = forms.backbone("test_vit", 32), torch.randn(2, 3, 32, 32)
+    published, ours = (forms.build(form, bare) for form in ("published", "rein"))
+    published.rein.load_state_dict(ours.rein.state_dict())
+    found = []
+    for model in (published, ours):
+        with torch.no_grad():
+            model.rein.scale.fill_(0.5)
+        model.forward_features(images).square().mean().backward()
+        found.append([model.forward_features(images), *(p.grad for p in model.rein.parameters() if p.grad is not None)])
+    assert len(found[0]) == 8
+    for got, wanted in zip(*found, strict=True):
+        assert torch.allclose(got, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_training_gives_gradients_to_what_trains_and_inference_gives_none():
+    for form in ("rein", "lora", "full"):
+        model, images = forms.build(form, forms.backbone("test_vit", 32)), torch.randn(1, 3, 32, 32)
+        throughput.run(model, images, training=False)
+        assert all(parameter.grad is None for parameter in model.parameters())
+        throughput.run(model, images, training=True)
+        assert any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_the_ceiling_of_a_vit_large_is_the_one_that_theory_gives():
+    """A block takes 12 C^2 multiplications a token and 2 N C for attention, the refinement C^2 more."""
+    layers, width, tokens = 24, 1024, 1025
+    bare = layers * (12 * width**2 + 2 * tokens * width) + 3 * 256 * width  # and the patches' projection
+    wanted = bare / (bare + layers * width**2)
+    assert throughput.ceiling("vit_large_patch16_224", 512, training=False) == pytest.approx(wanted, rel=0.002)
+    assert throughput.ceiling("vit_large_patch16_224", 512, training=True) == pytest.approx(
+        bare / (bare + 1.5 * layers * width**2), rel=0.002
+    )
+
+
+def test_throughput_compares_every_form_with_the_bare_one_of_its_repeat():
+    rows = list(throughput.rows(TINY))
+    assert [row["form"] for row in rows if row["step"] == "inference"] == list(throughput.TINY[0][3])
+    assert "lora merged" not in {row["form"] for row in rows if row["step"] == "training"}
+    for row in rows:
+        low, middle, high = row["cost_percent"]
+        assert low <= middle <= high
+        assert (row["form"] != "bare") or middle == 0
+        assert row["images_per_second"] == pytest.approx(row["batch"] / row["seconds"], rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_gpu_would_run_runs_here_in_its_precision(dtype):
+    """The commands for a GPU differ in sizes and device alone."""
+    options = Options(device="cpu", dtype=dtype, tiny=True)
+    eager = tuple(form for form in throughput.ALL if "compiled" not in form)
+    rows = [row for step in (False, True) for row in throughput.measure("test_vit", 32, 1, eager, 1, step, options)]
+    assert {row["form"] for row in rows} == set(eager)
+    assert all(row["seconds"] > 0 for row in [*rows, *recipe.rows(options)])
+
+
+def test_the_recipes_methods_train_what_they_should():
+    trainable = {row["method"]: row["trainable_parameters"] for row in recipe.rows(TINY) if row["step"] == "training"}
+    assert trainable["freeze"] < trainable["rein"] < trainable["full"]
+
+
+def test_scaling_varies_one_thing_at_a_time():
+    rows = list(scaling.rows(TINY))
+    for row in rows:
+        if "step" in row:
+            assert row["varied"] not in row
+            assert {"tokens", "layers", "m", "r", "images"} - set(row) == {row["varied"]}
+    assert {row["varied"] for row in rows} == {"tokens", "layers", "m", "r", "images", "adapters held"}
+    assert report.straightness([(1, 2), (2, 4), (3, 6)]) == pytest.approx(1)
+    assert report.straightness([(1, 2), (2, 0), (3, 2)]) < 0.1
+
+
+def test_the_command_writes_what_ran_where_and_names_what_failed(tmp_path, capsys, monkeypatch):
+    def broken(options):
+        yield {"fine": 1}
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(scaling, "rows", broken)
+    monkeypatch.setattr(recipe, "rows", lambda options: iter([{"seconds": 1.5}, {"seconds": 2.5}]))
+    assert suite.main(["scaling", "recipe", "--tiny", "--out", str(tmp_path)]) == 1
+    assert "failed: scaling" in capsys.readouterr().err
+    assert not (tmp_path / "scaling.json").exists()
+    content = json.loads((tmp_path / "recipe.json").read_text())
+    assert content["rows"] == [{"seconds": 1.5}, {"seconds": 2.5}]
+    assert content["command"] == "python -m benchmarks recipe --tiny --device cpu --dtype float32"
+    assert {"cpu", "cores", "threads", "torch", "timm", "rein"} <= set(content["machine"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["speed"], "there is no benchmark speed; there are params"), (["--device", "cuda:99"], "--device cuda:99: ")],
+)
+def test_a_wrong_name_or_device_is_said_in_one_line(arguments, said, capsys):
+    with pytest.raises(SystemExit):
+        suite.main(arguments)
+    assert said in capsys.readouterr().err
+
+
+def test_the_texts_hold_the_tables_of_the_committed_results():
+    assert report.main(["--check"]) == 0
+
+
+def test_a_text_that_says_something_else_is_found(monkeypatch, tmp_path, capsys):
+    text = tmp_path / "README.md"
+    text.write_text("<!-- benchmarks: headline -->\nold\n<!-- end -->\nkept\n")
+    monkeypatch.setattr(report, "TEXTS", (text,))
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    assert report.main(["--check"]) == 1
+    assert "README.md is not what its results say" in capsys.readouterr().err
+    assert report.updated(text).endswith("<!-- end -->\nkept\n")
+    assert "old" not in report.updated(text)
+
+
+def test_every_result_has_a_command_that_exists_and_a_table():
+    found = sorted((ROOT / "benchmarks/results").glob("*/*.json"))
+    named = [json.loads(path.read_text()) for path in found if path.stem in suite.NAMES]
+    assert named
+    for content in named:
+        assert content["command"].split()[3] == content["benchmark"]
+        assert report.TABLES[content["benchmark"]](content).count("\n") > 2
+
+
+def test_plots_are_drawn_of_every_curve(tmp_path, monkeypatch):
+    folder = tmp_path / "results/some-machine"
+    for name in ("throughput", "scaling"):
+        suite.run(name, TINY, folder)
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    report.plots(tmp_path)
+    assert (tmp_path / "throughput-some-machine.png").stat().st_size > 5000
+    assert (tmp_path / "scaling-some-machine.png").stat().st_size > 5000
+
+
+def test_the_suite_runs_as_a_command_without_a_gpu():
+    done = subprocess.run([sys.executable, "-m", "benchmarks", "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "--full" in done.stdout
