@@ -75,17 +75,24 @@ def main(arguments: list[str] | None = None) -> int:
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--full", action="store_true", help="everything, not a sample")
     amount.add_argument("--tiny", action="store_true", help="so little that only the code is tried")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of backbone and images")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of the JSON files")
     given = parser.parse_args(arguments)
     if unknown := sorted(set(given.names) - set(NAMES)):
         parser.error(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
     try:
-        torch.empty(0, device=given.device)
+        kind = torch.empty(0, device=given.device).device.type
+        given.out.mkdir(parents=True, exist_ok=True)
+        (given.out / "try.part").write_text("")
+        (given.out / "try.part").unlink()
     except (RuntimeError, AssertionError) as error:
         parser.error(f"--device {given.device}: {str(error).splitlines()[0]}")
-    options = Options(given.full, given.device, getattr(torch, given.dtype), given.tiny)
+    except OSError as error:
+        parser.error(f"--out {given.out}: {error.strerror}; it must be a folder that can be written to")
+    if kind not in ("cpu", "cuda"):
+        parser.error(f"--device {given.device}: times and memory are measured on cpu and cuda")
+    options = Options(given.full, "cpu" if kind == "cpu" else given.device, getattr(torch, given.dtype), given.tiny)
     failed = []
     for name in given.names or NAMES:
         try:

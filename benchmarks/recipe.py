@@ -2,7 +2,7 @@
 
 The authors trained DINOv2-L at crop 512, batch 4, for 40,000 steps: 11.2 h and 14.7 GB with all of it tuned, 9.5 h and 10.0 GB with
 Rein (arXiv 2312.04265). A step here is forward, loss with matching, backward and AdamW; `hours` is 40,000 times its median. In half
-precision weights stay float32 under autocast.
+precision weights stay float32 under autocast, and losses are not scaled.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ def rows(options: Options) -> Iterator[dict]:
                 row |= {"images_per_second": round(batch / timing.middle(times), 3)}
                 if step == "training":
                     row["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-                    row["hours"] = round(STEPS * timing.middle(times) / 3600, 2)
+                    row["hours_of_40000_steps"] = round(STEPS * timing.middle(times) / 3600, 2)
                     if (name, size, batch) == ("vit_large_patch14_dinov2", 512, 4):
                         row |= PAPER.get(method, {})
                 if not on_cpu:

@@ -54,10 +54,13 @@ def throughput(content: dict) -> str:
     for (model, size, batch, step), found in cases.items():
         bare = f"{1000 * found['bare']['seconds']:.0f} ms"
         floor = f"{100 / found['rein']['ceiling'] - 100:.1f}"
-        costs = [spread(found[form]["cost_percent"]) if form in found else "" for form in forms]
+        costs = [spread(found[form]["cost_percent_quartiles"]) if form in found else "" for form in forms]
         reached = f"{found['rein']['share_of_ceiling']:.2f}"
-        lines.append([model.partition("_patch")[0], f"{size} x {size}, {batch}", step, bare, floor, *costs, reached])
-    return markdown(["backbone", "pixels, images", "step", "bare", "least", *forms, "rein's share of the ceiling"], lines)
+        repeats = found["bare"]["repeats"]
+        lines.append([model.partition("_patch")[0], f"{size} x {size}, {batch}", step, repeats, bare, floor, *costs, reached])
+    return markdown(
+        ["backbone", "pixels, images", "step", "repeats", "bare", "least", *forms, "rein's share of the ceiling"], lines
+    )
 
 
 def headline(content: dict) -> str:
@@ -108,7 +111,9 @@ def recipe(content: dict) -> str:
             peak = f"{row['peak_bytes'] / 2**30:.1f} GiB" if "peak_bytes" in row else "not measured on a CPU"
             paper = f"{row['paper_hours']} h, {row['paper_gigabytes']} GB" if "paper_hours" in row else ""
             case = f"{row['size']} x {row['size']}, {row['batch']}"
-            lines.append([row["model"], case, row["method"], f"{row['seconds']:.3f} s", f"{row['hours']} h", peak, paper])
+            lines.append(
+                [row["model"], case, row["method"], f"{row['seconds']:.3f} s", f"{row['hours_of_40000_steps']} h", peak, paper]
+            )
     return markdown(["backbone", "pixels, images", "method", "step", "40,000 steps", "peak", "paper"], lines)
 
 
@@ -249,7 +254,7 @@ def plots(folder: Path) -> None:
             for shift, step in ((-0.2, "inference"), (0.2, "training")):
                 shown = [row for row in rows if row["step"] == step and row["form"] in forms]
                 places = [forms.index(row["form"]) + shift for row in shown]
-                low, middle, high = zip(*(row["cost_percent"] for row in shown), strict=True)
+                low, middle, high = zip(*(row["cost_percent_quartiles"] for row in shown), strict=True)
                 error = [[m - a for m, a in zip(middle, low, strict=True)], [b - m for m, b in zip(middle, high, strict=True)]]
                 axis.barh(places, middle, 0.36, xerr=error, label=step, color="tab:blue" if step == "inference" else "tab:orange")
                 least = 100 / next(row["ceiling"] for row in shown if "ceiling" in row) - 100
@@ -292,10 +297,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args(arguments)
     old = [path for path in TEXTS if path.read_text(encoding="utf-8") != updated(path)]
+    empty = [name for path in TEXTS for _, name, _ in MARK.findall(path.read_text(encoding="utf-8")) if not render(name)]
+    if empty:
+        print(f"there are no results of {', '.join(empty)}", file=sys.stderr)
     if options.check:
         for path in old:
             print(f"{path.relative_to(ROOT)} is not what its results say; run python -m benchmarks.report", file=sys.stderr)
-        return 1 if old else 0
+        return 1 if old or empty else 0
     for path in old:
         path.write_text(updated(path), encoding="utf-8")
     plots(IMAGES)

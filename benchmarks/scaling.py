@@ -1,8 +1,8 @@
 """How the adapter's own cost grows: with patch tokens (to 2048 x 2048 pixels), layers, tokens m, rank r and images.
 
-Only the adapter runs, over all layers, on made-up features. In theory it is a straight line in each of them: the report gives how
-much of the variation a straight line explains. The last rows are how many adapters can be exchanged in a second, in memory and from
-files.
+Only the adapter runs, layer by layer, on made-up features. In theory it is a straight line in each of them: the report gives how much
+of the variation a straight line explains, which is little where there is hardly any, as in m. The last rows are how many adapters can
+be exchanged in a second, in memory and from files, for several that are held.
 """
 
 import copy

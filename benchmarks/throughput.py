@@ -72,9 +72,12 @@ def measure(
         compared = "bare compiled" if form.endswith(" compiled") else "bare"
         costs = timing.cost_percent(times[form], times[compared])
         row = {"model": name, "size": size, "batch": batch, "step": "training" if training else "inference", "form": form}
-        row |= {"repeats": repeats, "seconds": timing.middle(times[form]), "beside": compared}
-        row |= {"images_per_second": round(batch / timing.middle(times[form]), 3), "cost_percent": timing.quartiles(costs)}
-        row |= {"median_between": timing.interval(costs)}
+        row |= {"repeats": repeats, "seconds": timing.middle(times[form]), "compared_with": compared}
+        row |= {
+            "images_per_second": round(batch / timing.middle(times[form]), 3),
+            "cost_percent_quartiles": timing.quartiles(costs),
+        }
+        row |= {"cost_percent_median_between": timing.interval(costs)}
         if form in ("rein", "rein compiled"):
             ratio = timing.middle([other / mine for mine, other in zip(times[form], times[compared], strict=True)])
             row |= {"ceiling": round(best, 4), "share_of_ceiling": round(ratio / best, 4)}

@@ -159,10 +159,15 @@ class ReinAdapter(nn.Module):
             the dtype of `x`.
 
         Raises:
-            InputError: the last axis is not C wide.
+            InputError: the last axis is not C wide, there is no such layer, or the count of prefix rows is negative.
         """
         if layer is None:
             return x
+        if not 0 <= layer < self.num_layers or num_prefix_tokens < 0:
+            raise InputError(
+                f"layer is {layer} and num_prefix_tokens {num_prefix_tokens}; this adapter has layers 0 to {self.num_layers - 1}, "
+                "and a count of rows is not negative."
+            )
         if x.shape[-1] != self.dim:
             raise InputError(
                 f"patch tokens are {x.shape[-1]} wide, shape {tuple(x.shape)}; this adapter was built for {self.dim}."
@@ -321,9 +326,10 @@ def build_adapter(widths: Sequence[int], config: ReinConfig, *, patch_size: int)
 class OnePass:
     """What the layers share in one pass without gradients: their matrices, prepared once.
 
-    They can't be stale. They serve only the layer that follows the last one served, so each pass, which begins at the first layer,
-    prepares them anew: also a change that torch does not count (`parameter.data.fill_(1)`) is seen by the next pass. What torch does
-    count (an optimizer's step, `load`, other parameters in their place) is seen at once. After the last layer they are let go.
+    A model's pass never uses old ones. They serve only the layer that follows the last one served, so each pass, which begins at
+    the first layer, prepares them anew: also a change that torch does not count (`parameter.data.fill_(1)`) is seen by the next pass.
+    What torch does count (an optimizer's step, `load`, other parameters in their place) is seen by the next layer. After the last
+    layer they are let go; a pass that stops early leaves them to the next.
     """
 
     def __init__(self) -> None:
@@ -410,6 +416,8 @@ class _Refinement(torch.autograd.Function):
         x, *tensors = ctx.saved_tensors
         wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]]
         if torch.is_grad_enabled():  # this backward pass is differentiated itself
+            # aliases, since some of these were computed from others, and each is to have its own share alone
+            x, *tensors = (None if tensor is None else tensor.view_as(tensor) for tensor in (x, *tensors))
             inputs = [tensor for tensor, needed in zip((x, *tensors), wanted, strict=True) if needed]
             refined = _refined(x, ctx.dtype, ctx.prefix, *tensors)
             made = iter(torch.autograd.grad(refined, inputs, gradient, create_graph=True, materialize_grads=True))

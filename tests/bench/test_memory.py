@@ -84,6 +84,15 @@ def test_what_fits_fits_and_one_more_does_not(rows):
     assert batches["full"]["batch"] < batches["published"]["batch"] < batches["rein"]["batch"]
 
 
+def test_what_counts_on_a_cpu_is_at_most_what_a_step_takes(rows):
+    for form, row in by_form(rows, "step").items():
+        there = row["weights_bytes"] + row["optimizer_bytes"] + 4 * 3 * SIZE**2 * row["batch"]
+        counted = memory.needed(TINY, form, NAME, row["size"], row["batch"]) - there
+        assert counted == max(row["kept_bytes"], row["gradient_bytes"])
+        if row["peak_bytes"] is not None:
+            assert 0.8 * counted < row["peak_bytes"] < 3 * counted  # small pieces are not given back at once
+
+
 def test_checkpointing_keeps_a_fraction():
     plain, checkpointed = (memory.kept_without_data(TINY, form, NAME, SIZE, 16, False) for form in ("rein", "rein checkpointed"))
     assert 4 * checkpointed < plain

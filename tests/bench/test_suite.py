@@ -83,7 +83,7 @@ def test_throughput_compares_every_form_with_the_bare_one_of_its_repeat():
     assert [row["form"] for row in rows if row["step"] == "inference"] == list(throughput.TINY[0][3])
     assert "lora merged" not in {row["form"] for row in rows if row["step"] == "training"}
     for row in rows:
-        low, middle, high = row["cost_percent"]
+        low, middle, high = row["cost_percent_quartiles"]
         assert low <= middle <= high
         assert (row["form"] != "bare") or middle == 0
         assert row["images_per_second"] == pytest.approx(row["batch"] / row["seconds"], rel=0.01)
@@ -133,9 +133,14 @@ def test_the_command_writes_what_ran_where_and_names_what_failed(tmp_path, capsy
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["speed"], "there is no benchmark speed; there are params"), (["--device", "cuda:99"], "--device cuda:99: ")],
+    [
+        (["speed"], "there is no benchmark speed; there are params"),
+        (["--device", "cuda:99"], "--device cuda:99: "),
+        (["--device", "meta"], "--device meta: times and memory are measured on cpu and cuda"),
+        (["--out", __file__], "it must be a folder that can be written to"),
+    ],
 )
-def test_a_wrong_name_or_device_is_said_in_one_line(arguments, said, capsys):
+def test_a_wrong_name_device_or_folder_is_said_before_anything_runs_and_in_one_line(arguments, said, capsys):
     with pytest.raises(SystemExit):
         suite.main(arguments)
     assert said in capsys.readouterr().err
@@ -154,6 +159,10 @@ def test_a_text_that_says_something_else_is_found(monkeypatch, tmp_path, capsys)
     assert "README.md is not what its results say" in capsys.readouterr().err
     assert report.updated(text).endswith("<!-- end -->\nkept\n")
     assert "old" not in report.updated(text)
+    text.write_text("<!-- benchmarks: recipe -->\n<!-- end -->\n")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert report.main(["--check"]) == 1
+    assert "there are no results of recipe" in capsys.readouterr().err
 
 
 def test_every_result_has_a_command_that_exists_and_a_table():
