@@ -417,9 +417,9 @@ class _Refinement(torch.autograd.Function):
         wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]]
         if torch.is_grad_enabled():  # this backward pass is differentiated itself
             # aliases, since some of these were computed from others, and each is to have its own share alone
-            x, *tensors = (None if tensor is None else tensor.view_as(tensor) for tensor in (x, *tensors))
-            inputs = [tensor for tensor, needed in zip((x, *tensors), wanted, strict=True) if needed]
-            refined = _refined(x, ctx.dtype, ctx.prefix, *tensors)
+            alone: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+            inputs = [tensor for tensor, needed in zip(alone, wanted, strict=True) if needed]
+            refined = _refined(alone[0], ctx.dtype, ctx.prefix, *alone[1:])
             made = iter(torch.autograd.grad(refined, inputs, gradient, create_graph=True, materialize_grads=True))
             found = [next(made) if needed else None for needed in wanted]
         else:
