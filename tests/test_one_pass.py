@@ -179,6 +179,27 @@ def test_two_models_whose_passes_run_side_by_side_keep_theirs_apart():
         assert torch.allclose(got, model.blocks(start).detach(), rtol=1e-4, atol=1e-4)
 
 
+def test_stages_whose_layers_take_turns_keep_theirs_apart():
+    torch.manual_seed(0)
+    model = rein.wrap(timm.create_model("crossvit_9_240", num_classes=0)).eval()  # two branches of two widths
+    strong_stages(model)
+    images = torch.randn(1, 3, 240, 240, generator=torch.Generator().manual_seed(1))
+    assert len({id(hook.one_pass) for hook in model.rein_injection.hooks}) == 2
+    assert torch.allclose(features(model, images)[0], witness_of(model, images), rtol=1e-4, atol=1e-4)
+
+
+def strong_stages(model):
+    with torch.no_grad():
+        for name, parameter in model.rein.named_parameters():
+            if name.endswith("scale"):
+                parameter.fill_(0.5)
+
+
+def witness_of(model, images):
+    with torch.enable_grad():
+        return model.forward_features(images)[0].detach()
+
+
 def test_copies_and_pickles_hold_nothing_that_was_prepared():
     model = vit()
     with torch.no_grad():

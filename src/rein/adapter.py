@@ -135,6 +135,10 @@ class ReinAdapter(nn.Module):
         """The width of every layer, (L,)."""
         return (self.dim,) * self.num_layers
 
+    def stage_of(self, layer: int) -> int:
+        """The number of the stage of a layer: there is one."""
+        return 0
+
     def no_decay_parameters(self) -> list[nn.Parameter]:
         """The parameters that the authors' recipe does not decay: the tokens and s."""
         return [*self._tokens(), *([] if self.scale is None else [self.scale])]
@@ -300,6 +304,10 @@ class StagewiseAdapter(nn.Module):
         """L, over all stages."""
         return len(self.widths)
 
+    def stage_of(self, layer: int) -> int:
+        """The number of the stage of a layer, both from 0."""
+        return self._place[layer][0]
+
     def no_decay_parameters(self) -> list[nn.Parameter]:
         """The parameters that the authors' recipe does not decay: the tokens and s of every stage."""
         return [parameter for stage in self._stages() for parameter in stage.no_decay_parameters()]
@@ -324,7 +332,7 @@ def build_adapter(widths: Sequence[int], config: ReinConfig, *, patch_size: int)
 
 
 class OnePass:
-    """What the layers share in one pass without gradients: their matrices, prepared once.
+    """What the layers of one `ReinAdapter` share in one pass without gradients: their matrices, prepared once.
 
     A model's pass never uses old ones. They serve only the layer that follows the last one served, so each pass, which begins at
     the first layer, prepares them anew: also a change that torch does not count (`parameter.data.fill_(1)`) is seen by the next pass.

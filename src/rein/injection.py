@@ -66,8 +66,9 @@ class Injection(nn.Module):
     def __init__(self, model: nn.Module, adapter: Adapter, sites: Sequence[Site], given: dict[str, Any]) -> None:
         super().__init__()
         self.sites, self.given = tuple(sites), given
-        one_pass = OnePass()
-        self.hooks = tuple(BlockHook(adapter, layer, site, one_pass) for layer, site in enumerate(sites))
+        stages = [adapter.stage_of(layer) for layer in range(len(sites))]
+        passes = [OnePass() for _ in range(max(stages) + 1)]
+        self.hooks = tuple(BlockHook(adapter, layer, site, passes[stages[layer]]) for layer, site in enumerate(sites))
         # Modules are held in tuples, which nn.Module does not register. The handles must be kept: unpickled in a fresh process,
         # they keep torch from giving their numbers to hooks that are added there.
         self._handles: tuple[RemovableHandle, ...] = ()
