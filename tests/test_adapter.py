@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import reference
 import rein
@@ -293,3 +294,31 @@ def test_wrong_input_is_refused():
         adapter.queries()
     with pytest.raises(InputError, match="num_layers is 0"):
         rein.ReinAdapter(8, 0)
+
+
+class WideCopies(TorchDispatchMode):
+    """Counts the copies of as many numbers as the tokens have."""
+
+    def __init__(self, numbers):
+        super().__init__()
+        self.numbers, self.count = numbers, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        copies = {torch.ops.aten.clone, torch.ops.aten.copy_, torch.ops.aten._to_copy, torch.ops.aten.cat}
+        self.count += function.overloadpacket in copies and out.numel() >= self.numbers
+        return out
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(("layout", "copies"), [("sequence", 0), ("NHWC", 0), ("channels_last", 0), ("NCHW", 1)])
+def test_no_layout_is_copied_without_need(layout, copies, grad):
+    """Prefix rows are not cut out and put back; only maps that lie channel by channel are brought into another order, once."""
+    adapter = rein.ReinAdapter(64, 1, rein.ReinConfig(num_tokens=4, rank=2))
+    x = torch.randn(2, 65, 64) if layout == "sequence" else torch.randn(2, 64, 64, 64)
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    x = x.requires_grad_(grad)
+    with torch.set_grad_enabled(grad), WideCopies(2 * 64 * 64) as wide:
+        adapter(x.permute(0, 2, 3, 1) if layout in ("NCHW", "channels_last") else x, 0, 1 if layout == "sequence" else 0)
+    assert wide.count == copies

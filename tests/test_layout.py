@@ -17,6 +17,7 @@ FLOORS = {
     "extras": 0,
     "modes": 0,
     "config": 0,
+    "refinement": 1,
     "adapter": 1,
     "heads": 1,
     "backbones": 2,
@@ -41,7 +42,7 @@ ALLOWED = {
     "checkpoint": {"torch", "safetensors"},
     "cli": set(),
 }
-ALLOWED |= {room: {"torch"} for room in ("modes", "injection", "parameters", "segmenter")}
+ALLOWED |= {room: {"torch"} for room in ("refinement", "modes", "injection", "parameters", "segmenter")}
 ALLOWED |= {room: {"torch", "timm"} for room in ("catalogue", "testing")}
 ALLOWED["official"] = {"torch", "safetensors"}
 FILES = sorted(ROOT.rglob("*.py"))
