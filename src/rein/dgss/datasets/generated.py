@@ -13,7 +13,8 @@ from rein.dgss.data import Pairs, Sample
 from rein.dgss.labels import CITYSCAPES
 from rein.errors import InputError
 
-_STARTS = {"train": 0, "val": 1_000_000, "test": 2_000_000}
+_STARTS = {"train": 0, "val": 1_100_000, "test": 2_000_000}  # 1,000,000 to 1,099,999 is where `pocket_vit` was pretrained
+_MOST = 900_000
 
 
 def scene_seeds(split: str, count: int, seed: int = 0) -> range:
@@ -22,8 +23,8 @@ def scene_seeds(split: str, count: int, seed: int = 0) -> range:
     Raises:
         InputError: there are too many or none.
     """
-    if not 1 <= count <= 1_000_000:
-        raise InputError(f"count is {count}; wanted 1 to 1,000,000 scenes.")
+    if not 1 <= count <= _MOST:
+        raise InputError(f"count is {count}; wanted 1 to {_MOST:,} scenes.")
     if seed < 0:
         raise InputError(f"seed is {seed}; wanted a whole number from 0.")
     first = 3_000_000 * seed + _STARTS[split]

@@ -1,7 +1,4 @@
-"""For other projects' tests: `check_backbone` says whether a backbone is safe with rein, `tiny_vit` is one without downloads.
-
-Nothing here needs a test framework: a broken promise is an exception that names it.
-"""
+"""What rein promises of every backbone, one check each, and `check_backbone`, which goes through them."""
 
 from __future__ import annotations
 
@@ -28,18 +25,6 @@ _SMALL = ReinConfig(num_tokens=6, rank=2, query_dim=8)
 
 class BrokenPromiseError(ReinError, AssertionError):
     """A backbone does with rein what it must not; the message begins with the promise's name."""
-
-
-def tiny_vit(**settings: Any) -> nn.Module:
-    """A timm `VisionTransformer` of 4 blocks, 32 wide, for images of 32 x 32 in patches of 8, with random weights and no classifier.
-
-    Args:
-        settings: other or further arguments of `timm.models.VisionTransformer`.
-    """
-    from timm.models.vision_transformer import VisionTransformer
-
-    small = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 0}
-    return VisionTransformer(**{**small, **settings})
 
 
 @dataclass

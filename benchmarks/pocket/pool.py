@@ -1,0 +1,114 @@
+"""The unlabelled images that `pocket_vit` is pretrained on: generated streets of many domains and cameras, and generated textures.
+
+Streets have the seeds from `FIRST_STREET` on; whoever judges the features keeps below it. A street is rendered once, in one domain,
+and its labels and depth are thrown away. Image `i` follows from the pool's seed and `i` alone, so any number of processes makes the
+same pool.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image, ImageDraw
+
+from rein.dgss.scenes import DOMAINS, render
+
+FIRST_STREET = 1_000_000
+HEIGHT, WIDTH = 128, 256
+TEXTURES = 0.12  # share of the images that show no street
+LOOKS = (*DOMAINS, "dusk")
+
+
+def make_pool(path: Path, count: int, seed: int, workers: int) -> np.ndarray:
+    """Render `count` images into one `.npy` file, or find them there; returns them as `(N, 128, 256, 3)` uint8, read from disk."""
+    if not path.exists():
+        unfinished = path.with_suffix(".part")
+        pool = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=(count, HEIGHT, WIDTH, 3))
+        with multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else nullcontext() as processes:
+            ordered_map = map if processes is None else partial(processes.imap, chunksize=16)
+            for number, image in enumerate(ordered_map(partial(draw_image, seed=seed), range(count))):
+                pool[number] = image
+        pool.flush()
+        unfinished.rename(path)
+    pool = np.load(path, mmap_mode="r")
+    if len(pool) < count:
+        raise ValueError(f"{path} holds {len(pool)} images; {count} were asked for.")
+    return pool[:count]
+
+
+def draw_image(number: int, seed: int) -> np.ndarray:
+    """Draw image `number` of the pool: `(128, 256, 3)` uint8."""
+    random = np.random.default_rng((seed, number))
+    if random.random() < TEXTURES:
+        return draw_texture(random)
+    return draw_street(random, FIRST_STREET + number)
+
+
+def draw_street(random: Generator, street: int) -> np.ndarray:
+    """A street in a random domain, by a camera that may be nearer than the benchmark's: a window of a larger image."""
+    height = HEIGHT if random.random() < 0.5 else int(random.integers(HEIGHT, 208))
+    size = height, 2 * height
+    look = LOOKS[random.integers(len(LOOKS))]
+    image = _dusk(street, size, random) if look == "dusk" else render(street, look, size).image
+    top, left = random.integers(height - HEIGHT + 1), random.integers(size[1] - WIDTH + 1)
+    return image[top : top + HEIGHT, left : left + WIDTH]
+
+
+def _dusk(street: int, size: tuple[int, int], random: Generator) -> np.ndarray:
+    """Between day and night: what is left of the daylight, tinted, over the lit street."""
+    light = random.uniform(0.2, 0.5) * random.uniform(0.75, 1.25, 3)
+    image = render(street, "day", size).image * light + 0.75 * render(street, "night", size).image
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def draw_texture(random: Generator) -> np.ndarray:
+    """Two to four layers of colour noise, checkers and polygons, each seen through a mask of noise."""
+    image = _noise(random)
+    for _ in range(int(random.integers(1, 4))):
+        layer = (_noise, _checkers, _polygons)[random.integers(3)](random)
+        mask = np.clip((_noise(random)[..., :1] - random.uniform(60, 180)) / random.uniform(2, 60), 0, 1)
+        image = image + mask * (layer - image)
+    return image.astype(np.uint8)
+
+
+def _noise(random: Generator) -> np.ndarray:
+    """Fractal colour noise of a random roughness, `(128, 256, 3)` in 0..255."""
+    image, roughness = np.zeros((HEIGHT, WIDTH, 3), np.float32), random.uniform(0.3, 1.0)
+    for octave in range(1, 7):
+        grid = random.integers(0, 256, (2**octave, 2 ** (octave + 1), 3), dtype=np.uint8)
+        smooth = Image.fromarray(grid).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+        image += np.float32(roughness**octave) * np.asarray(smooth, np.float32)
+    low, high = image.min((0, 1)), image.max((0, 1))
+    first, second = random.uniform(0, 255, (2, 3))
+    return first + (image - low) / (high - low) * (second - first)
+
+
+def _checkers(random: Generator) -> np.ndarray:
+    """A turned grid of two colours, or stripes."""
+    angle, sides = random.uniform(0, np.pi), random.uniform(3, 40, 2)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    odd = (u // sides[0] + (v // sides[1]) * (random.random() < 0.7)) % 2
+    first, second = random.uniform(0, 255, (2, 3))
+    return first + odd[..., None] * (second - first)
+
+
+def _polygons(random: Generator) -> np.ndarray:
+    """Filled triangles to pentagons and discs of random colours and sizes."""
+    image = Image.new("RGB", (WIDTH, HEIGHT), tuple(random.integers(0, 256, 3).tolist()))
+    draw = ImageDraw.Draw(image)
+    for _ in range(int(random.integers(5, 40))):
+        middle, radius = random.uniform(0, 1, 2) * (WIDTH, HEIGHT), random.uniform(4, 50)
+        colour = tuple(random.integers(0, 256, 3).tolist())
+        if random.random() < 0.3:
+            draw.ellipse((*(middle - radius), *(middle + radius)), fill=colour)
+        else:
+            angles = np.sort(random.uniform(0, 2 * np.pi, int(random.integers(3, 6))))
+            corners = middle + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+            draw.polygon([tuple(corner) for corner in corners.tolist()], fill=colour)
+    return np.asarray(image, np.float32)

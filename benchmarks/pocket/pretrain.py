@@ -1,0 +1,139 @@
+"""Make the weights of `rein.testing.pocket_vit` again, from a seed, on two cores.
+
+python -m benchmarks.pocket.pretrain --work FOLDER             # renders the pool, then trains; goes on where it was stopped
+python -m benchmarks.pocket.pretrain --work FOLDER --export    # puts the last checkpoint's weights where rein keeps them
+
+Needs nothing but `pip install 'rein-adapter[train]'`. Labels are never read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.pocket.masked import MaskedAutoencoder
+from benchmarks.pocket.pool import make_pool
+from benchmarks.pocket.views import crops, relight
+from rein.testing import pocket_vit
+from rein.testing.models import POCKET_WEIGHTS
+
+SIZES = ((128, 128), (96, 192))  # of the crops, step by step in turn
+PEAK_RATE, WARM_UP, WEIGHT_DECAY = 1e-3, 0.05, 0.05
+
+
+def build(seed: int) -> tuple[MaskedAutoencoder, torch.optim.Optimizer]:
+    """The model with the seed's random weights, and its optimizer."""
+    torch.manual_seed(seed)
+    model = MaskedAutoencoder(pocket_vit(pretrained=False))
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    return model, torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95))
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    done = (step + 1) / steps
+    return PEAK_RATE * min(1.0, done / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def train_step(
+    model: MaskedAutoencoder, optimizer: torch.optim.Optimizer, pool: np.ndarray, step: int, options: argparse.Namespace
+) -> float:
+    """One step, whose randomness follows from the seed and the step's number; returns the loss."""
+    generator = torch.Generator().manual_seed(options.seed * 1_000_000_007 + step)
+    chosen = torch.randint(len(pool), (options.batch,), generator=generator)
+    images = torch.from_numpy(np.stack([pool[number] for number in chosen.tolist()]))
+    clean = crops(images, SIZES[step % len(SIZES)], generator)
+    loss = model(relight(clean, generator), clean, generator)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, options.steps)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train up to `options.steps`, from the last checkpoint where there is one."""
+    facts = {name: getattr(options, name) for name in ("seed", "images", "batch", "steps")}
+    pool = make_pool(options.work / "pool.npy", options.images, options.seed, options.threads)
+    checkpoint = options.work / "checkpoint.pt"
+    model, optimizer = build(options.seed)
+    first, losses, started = 0, [], time.process_time()
+    if checkpoint.exists():
+        found = torch.load(checkpoint, weights_only=True)
+        if found["facts"] != facts:
+            raise SystemExit(f"{checkpoint} belongs to another run, {found['facts']}; this one is {facts}.")
+        model.load_state_dict(found["model"])
+        optimizer.load_state_dict(found["optimizer"])
+        first, started = found["step"], started - found["seconds"]
+    last = min(options.steps, options.stop or options.steps)
+    for step in range(first, last):
+        losses.append(train_step(model, optimizer, pool, step, options))
+        if (step + 1) % options.every == 0 or step + 1 == last:
+            seconds = time.process_time() - started
+            print(
+                f"step {step + 1} of {options.steps}: loss {np.mean(losses):.4f}, {seconds:.0f} s of processor time", flush=True
+            )
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "seconds": seconds}
+            torch.save(state | {"facts": facts}, checkpoint.with_suffix(".part"))
+            checkpoint.with_suffix(".part").replace(checkpoint)
+            losses.clear()
+
+
+def export(work: Path, to: Path) -> None:
+    """Write the encoder of the last checkpoint in float16, with where it comes from in the header."""
+    found = torch.load(work / "checkpoint.pt", weights_only=True)
+    prefix = "encoder."
+    tensors = {
+        name.removeprefix(prefix): tensor.half().contiguous()
+        for name, tensor in found["model"].items()
+        if name.startswith(prefix)
+    }
+    about = {
+        "what": "rein.testing.pocket_vit: a timm VisionTransformer, pretrained without labels on generated street scenes",
+        "made_by": "benchmarks/pocket/pretrain.py",
+        "license": "Apache-2.0",
+        **found["facts"],
+        "step": found["step"],
+        "timm": timm.__version__,
+        "torch": torch.__version__,
+    }
+    save_file(tensors, to, {"about": json.dumps(about)})  # one entry: their order in the file is random
+    print(f"{to}: {to.stat().st_size:,} bytes, step {found['step']} of {found['facts']['steps']}")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the pool (2.4 GB) and the checkpoint")
+    parser.add_argument("--export", action="store_true", help="only write the weights of the last checkpoint")
+    parser.add_argument("--to", type=Path, default=POCKET_WEIGHTS, help="where --export writes; default: into the package")
+    parser.add_argument("--images", type=int, default=24_000, help="in the pool")
+    parser.add_argument("--steps", type=int, default=6_000)
+    parser.add_argument("--stop", type=int, help="end after this step, to go on later; the schedule is still that of --steps")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.export:
+        export(options.work, options.to)
+    else:
+        options.work.mkdir(parents=True, exist_ok=True)
+        train(options)
+
+
+if __name__ == "__main__":
+    main()

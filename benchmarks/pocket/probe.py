@@ -1,0 +1,117 @@
+"""How much the features of `pocket_vit` know beside those of random weights: a linear probe, fitted by day, judged in every domain.
+
+python -m benchmarks.pocket.probe --out benchmarks/pocket/probe.json
+
+The probe is ridge regression in closed form from three blocks' patch tokens to the share of every class in the patch. It has no
+schedule and no random state. What varies is the streets that it is fitted on, and for the random backbone its weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rein.backbones import normalization
+from rein.dgss.classes import CITYSCAPES_CLASSES
+from rein.dgss.metrics import ConfusionMatrix
+from rein.dgss.scenes import DOMAINS, render
+from rein.testing import pocket_vit
+
+BLOCKS = (3, 5, 7)
+RIDGE = 10.0
+CLASSES = len(CITYSCAPES_CLASSES)
+STREETS, JUDGED = 100, range(2000, 2060)  # streets by which nothing was chosen
+
+
+@functools.cache
+def scenes(seeds: range, domain: str) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, 128, 256) from 0 to 1, and labels (B, 128, 256)."""
+    drawn = [render(seed, domain) for seed in seeds]
+    images = torch.from_numpy(np.stack([scene.image for scene in drawn])).permute(0, 3, 1, 2).float() / 255
+    return images, torch.from_numpy(np.stack([scene.label for scene in drawn])).long()
+
+
+@torch.no_grad()
+def features(model: nn.Module, images: Tensor) -> Tensor:
+    """The blocks' patch tokens side by side, (B, 3 C, H / 8, W / 8)."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization(model))
+    parts = [
+        model.forward_intermediates((part - mean) / std, indices=list(BLOCKS), intermediates_only=True)
+        for part in images.split(20)
+    ]
+    return torch.cat([torch.cat(maps, 1) for maps in parts])
+
+
+def rows(maps: Tensor) -> Tensor:
+    """(B, C, H, W) as (B H W, C), in double precision."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2).double()
+
+
+class Probe:
+    """Ridge regression from features (B, C, h, w) to the share of each class in the patch."""
+
+    def __init__(self, maps: Tensor, labels: Tensor):
+        known = F.one_hot(torch.where(labels < CLASSES, labels, CLASSES), CLASSES + 1)[..., :CLASSES]
+        shares = rows(F.avg_pool2d(known.permute(0, 3, 1, 2).float(), labels.shape[-1] // maps.shape[-1]))
+        tokens = rows(maps)
+        self.mean, self.std, self.bias = tokens.mean(0), tokens.std(0) + 1e-6, shares.mean(0)
+        tokens = (tokens - self.mean) / self.std
+        penalty = RIDGE * torch.eye(tokens.shape[1], dtype=tokens.dtype)
+        self.weight = torch.linalg.solve(tokens.T @ tokens + penalty, tokens.T @ (shares - self.bias))
+
+    def __call__(self, maps: Tensor, size: torch.Size) -> Tensor:
+        """The class of every pixel, (B, H, W)."""
+        shares = (rows(maps) - self.mean) / self.std @ self.weight + self.bias
+        shares = shares.view(len(maps), *maps.shape[2:], CLASSES).permute(0, 3, 1, 2).float()
+        return F.interpolate(shares, size=size, mode="bilinear").argmax(1)
+
+
+def judge(model: nn.Module, fit_on: range, judge_on: range = JUDGED) -> dict[str, float]:
+    """MIoU in per cent in every domain, of a probe fitted by day."""
+    images, labels = scenes(fit_on, "day")
+    probe = Probe(features(model.eval(), images), labels)
+    found = {}
+    for domain in DOMAINS:
+        images, labels = scenes(judge_on, domain)
+        confusion = ConfusionMatrix(CLASSES)
+        confusion.update(probe(features(model, images), labels.shape[1:]), labels)
+        found[domain] = 100 * confusion.mean_iou()
+    return found
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=3, help="disjoint sets of streets to fit on, and random backbones")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, dict] = {}
+    for name, pretrained in (("random", False), ("pretrained", True)):
+        runs = []
+        for repeat in range(options.repeats):
+            torch.manual_seed(repeat)
+            runs.append(judge(pocket_vit(pretrained), range(1000 + STREETS * repeat, 1000 + STREETS * (repeat + 1))))
+        results[name] = {
+            domain: {
+                "mean": round(statistics.mean(run[domain] for run in runs), 1),
+                "runs": [round(run[domain], 1) for run in runs],
+            }
+            for domain in DOMAINS
+        }
+    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(
+        json.dumps({name: {domain: result[domain]["mean"] for domain in DOMAINS} for name, result in results.items()}, indent=1)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""`rein.testing.pocket_vit`: a plain timm model whose packaged features are worth something, and the script that makes them."""
+
+import json
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from timm.models import VisionTransformer
+
+import rein
+from benchmarks.pocket import pool, pretrain, probe
+from rein.backbones import input_spec, normalization
+from rein.errors import InputError
+from rein.testing import check_backbone, pocket_vit
+from rein.testing.models import POCKET_VIT, POCKET_WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def features(model, images):
+    return model.eval().forward_features(images)
+
+
+def test_it_is_a_plain_timm_vision_transformer_of_about_two_million_parameters():
+    model = pocket_vit()
+    assert type(model) is VisionTransformer
+    assert 1.5e6 < sum(parameter.numel() for parameter in model.parameters()) < 2.5e6
+    assert len(model.blocks) == 8
+
+
+def test_the_weights_are_small_and_say_where_they_come_from():
+    assert POCKET_WEIGHTS.stat().st_size <= 5_000_000
+    with safe_open(POCKET_WEIGHTS, "pt") as file:
+        about = json.loads(file.metadata()["about"])
+    assert about["license"] == "Apache-2.0"
+    assert about["made_by"] == "benchmarks/pocket/pretrain.py"
+    assert about["step"] == about["steps"]
+
+
+def test_timm_itself_loads_the_weights(images):
+    by_timm = VisionTransformer(**POCKET_VIT)
+    timm.models.load_checkpoint(by_timm, str(POCKET_WEIGHTS), strict=True)
+    assert torch.equal(features(by_timm, images), features(pocket_vit(), images))
+
+
+def test_it_is_always_the_same_and_float32(images):
+    torch.manual_seed(1)
+    first = pocket_vit()
+    torch.manual_seed(2)
+    assert torch.equal(features(first, images), features(pocket_vit(), images))
+    assert {parameter.dtype for parameter in first.parameters()} == {torch.float32}
+
+
+def test_without_weights_it_is_random(images):
+    torch.manual_seed(1)
+    assert not torch.allclose(features(pocket_vit(pretrained=False), images), features(pocket_vit(), images))
+
+
+@pytest.mark.parametrize("size", [64, (96, 160)])
+def test_it_can_be_built_for_another_image_size(size):
+    model = pocket_vit(img_size=size)
+    height, width = (size, size) if isinstance(size, int) else size
+    assert features(model, torch.randn(1, 3, height, width)).shape == (1, 1 + height * width // 64, 144)
+    assert torch.equal(model.blocks[0].attn.qkv.weight, pocket_vit().blocks[0].attn.qkv.weight)
+
+
+def test_rein_knows_its_images_and_normalisation():
+    model = pocket_vit()
+    assert (input_spec(model).fixed_size, input_spec(model).multiple) == (None, (8, 8))
+    assert normalization(model) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_settings_that_the_weights_do_not_fit_are_refused():
+    with pytest.raises(InputError, match=r"do not fit \{'embed_dim': 96\}; give pretrained=False"):
+        pocket_vit(embed_dim=96)
+
+
+def test_it_keeps_the_promises(images):
+    assert "features" in check_backbone(pocket_vit(), images, compile=False)
+    assert rein.summary(rein.wrap(pocket_vit())).backbone == "pocket_vit"
+
+
+def test_its_features_know_more_of_classes_than_random_ones_by_day_and_in_unseen_domains():
+    torch.manual_seed(0)
+    few = {"fit_on": range(30), "judge_on": range(2000, 2012)}
+    random, pretrained = (probe.judge(pocket_vit(weights), **few) for weights in (False, True))
+    assert pretrained["day"] > random["day"] + 4
+    assert np.mean([pretrained[d] - random[d] for d in ("fog", "night", "rain", "snow")]) > 2.5
+
+
+def options(work, **changes):
+    facts = {"work": work, "seed": 3, "images": 6, "batch": 2, "steps": 4, "stop": None, "every": 1, "threads": 1}
+    return Namespace(**{**facts, **changes})
+
+
+def test_pretraining_resumes_exactly(tmp_path, capsys):
+    for folder in ("whole", "halves"):
+        (tmp_path / folder).mkdir()
+    pretrain.train(options(tmp_path / "whole"))
+    whole = capsys.readouterr().out
+    pretrain.train(options(tmp_path / "halves", stop=2))
+    pretrain.train(options(tmp_path / "halves"))
+    losses = [[line.partition(",")[0] for line in text.splitlines()] for text in (whole, capsys.readouterr().out)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 4
+    written = []
+    for folder in ("whole", "halves"):
+        pretrain.export(tmp_path / folder, tmp_path / folder / "weights.safetensors")
+        written.append((tmp_path / folder / "weights.safetensors").read_bytes())
+    assert written[0] == written[1]
+    pocket_vit(pretrained=False).load_state_dict(load_file(tmp_path / "whole" / "weights.safetensors"))
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    pretrain.train(options(tmp_path, stop=1))
+    with pytest.raises(SystemExit, match="belongs to another run"):
+        pretrain.train(options(tmp_path, seed=4))
+
+
+def test_an_image_of_the_pool_follows_from_seed_and_number(tmp_path):
+    made = pool.make_pool(tmp_path / "pool.npy", 3, seed=0, workers=1)
+    assert all(np.array_equal(made[number], pool.draw_image(number, seed=0)) for number in (2, 0, 1))
+    assert not np.array_equal(made[0], pool.draw_image(0, seed=1))
+    with pytest.raises(ValueError, match="holds 3 images"):
+        pool.make_pool(tmp_path / "pool.npy", 4, seed=0, workers=1)
