@@ -1,6 +1,6 @@
 """The README's table out of the results of several `rein demo` runs: mean and standard deviation over seeds, mIoU in per cent.
 
-python benchmarks/demo_table.py benchmarks/results/xeon-2-cores/demo-seed*.json
+python benchmarks/demo_table.py benchmarks/results/epyc-2-cores/demo-seed*.json
 """
 
 import json

@@ -11,6 +11,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmarks.generalisation import pictures as generalisation_pictures
+from benchmarks.generalisation import tables as generalisation_tables
+
 ROOT = Path(__file__).parent.parent
 RESULTS, IMAGES = ROOT / "benchmarks/results", ROOT / "docs/images"
 TEXTS = (ROOT / "README.md", ROOT / "benchmarks/README.md")
@@ -206,6 +209,18 @@ def files(content: dict) -> str:
     return markdown(["backbone", "what", "median [least, most]"], lines)
 
 
+def generalisation(content: dict) -> str:
+    """mIoU of every method in every domain, and what was on which budget."""
+    budget = content["budget"]
+    weights = content["backbone"]
+    facts = (
+        f"Head {content['head']}, {budget['steps']} steps of {budget['batch']} crops of {budget['crop']} x {budget['crop']}; "
+        f"`pocket_vit` of step {weights['step']}; mean ± standard deviation over seeds, differences in the mean of the unseen with "
+        f"their 95 % interval; {content['fit_cpu_seconds'] / 3600:.1f} hours of one core for fitting.\n\n"
+    )
+    return facts + markdown(*generalisation_tables.table(content))
+
+
 TABLES = {
     "params": params,
     "memory": memory,
@@ -215,6 +230,7 @@ TABLES = {
     "scaling": scaling,
     "recipe": recipe,
     "data": data,
+    **{f"generalisation-{plan}": generalisation for plan in ("streets", "camvid", "query-link", "fpn", "long")},
 }
 SOURCES = {"headline": "throughput"}
 
@@ -266,6 +282,10 @@ def plots(folder: Path) -> None:
             axis.set_xlabel("cost over the bare backbone, %\n(median, quartiles; dotted: least possible)", fontsize=8)
         axes[0][0].legend(fontsize=8)
         save(figure, folder / f"throughput-{content['folder']}.png")
+    for name in TABLES:
+        if name.startswith("generalisation"):
+            for content in results(name):
+                save(generalisation_pictures.differences(content), folder / f"{name}-{content['folder']}.png")
     for content in results("scaling"):
         curves = lines_of(content)
         varied = list(dict.fromkeys(name for name, _ in curves))

@@ -1,8 +1,8 @@
 """The unlabelled images that `pocket_vit` is pretrained on: generated streets of many domains and cameras, and generated textures.
 
-Streets have the seeds from `FIRST_STREET` on; whoever judges the features keeps below it. A street is rendered once, in one domain,
-and its labels and depth are thrown away. Image `i` follows from the pool's seed and `i` alone, so any number of processes makes the
-same pool.
+Streets have the seeds from `FIRST_STREET` on, `MOST` of them at most; data sets of generated streets have none of these. A street is
+rendered once, in one domain, and its labels and depth are thrown away. Image `i` follows from the pool's seed and `i` alone, so any
+number of processes makes the same pool.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from rein.dgss.scenes import DOMAINS, render
 
-FIRST_STREET = 1_000_000
+FIRST_STREET, MOST = 1_000_000, 100_000
 HEIGHT, WIDTH = 128, 256
 TEXTURES = 0.12  # share of the images that show no street
 LOOKS = (*DOMAINS, "dusk")
@@ -26,6 +26,8 @@ LOOKS = (*DOMAINS, "dusk")
 
 def make_pool(path: Path, count: int, seed: int, workers: int) -> np.ndarray:
     """Render `count` images into one `.npy` file, or find them there; returns them as `(N, 128, 256, 3)` uint8, read from disk."""
+    if count > MOST:
+        raise ValueError(f"{count} images would need streets that others fit and judge on; {MOST} is the most.")
     if not path.exists():
         unfinished = path.with_suffix(".part")
         pool = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=(count, HEIGHT, WIDTH, 3))

@@ -66,7 +66,7 @@ def train_step(
 def train(options: argparse.Namespace) -> None:
     """Train up to `options.steps`, from the last checkpoint where there is one."""
     facts = {name: getattr(options, name) for name in ("seed", "images", "batch", "steps")}
-    pool = make_pool(options.work / "pool.npy", options.images, options.seed, options.threads)
+    pool = make_pool(options.work / f"pool-{options.seed}.npy", options.images, options.seed, options.threads)
     checkpoint = options.work / "checkpoint.pt"
     model, optimizer = build(options.seed)
     first, losses, started = 0, [], time.process_time()
@@ -94,6 +94,10 @@ def train(options: argparse.Namespace) -> None:
 def export(work: Path, to: Path) -> None:
     """Write the encoder of the last checkpoint in float16, with where it comes from in the header."""
     found = torch.load(work / "checkpoint.pt", weights_only=True)
+    if to == POCKET_WEIGHTS and found["step"] < found["facts"]["steps"]:
+        raise SystemExit(
+            f"the run is at step {found['step']} of {found['facts']['steps']}; give --to to look at it before its end."
+        )
     prefix = "encoder."
     tensors = {
         name.removeprefix(prefix): tensor.half().contiguous()

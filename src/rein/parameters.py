@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from rein import backbones
-from rein.adapter import ReinAdapter
 from rein.injection import ADAPTER, Injection, injection_of
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
@@ -76,7 +75,8 @@ def param_groups(module: nn.Module, lr: float = 1e-4, weight_decay: float = 0.05
     """Parameter groups for AdamW by the authors' recipe.
 
     Decayed: the adapter's MLPs, weights and biases, and whatever else trains. Not decayed: the tokens and s, every norm layer and
-    every `nn.Embedding` (a head's query and level embeddings). Frozen parameters are left out.
+    every `nn.Embedding` (a head's query and level embeddings), and what any other module names in `no_decay_parameters()`. Frozen
+    parameters are left out.
 
     Args:
         module: a wrapped model, an adapter, a `Segmenter`, or any module that holds one.
@@ -90,8 +90,8 @@ def param_groups(module: nn.Module, lr: float = 1e-4, weight_decay: float = 0.05
     for part in module.modules():
         if isinstance(part, Injection):
             part.freeze_modes()
-        if isinstance(part, ReinAdapter):
-            kept.update(id(parameter) for parameter in part.no_decay_parameters())
+        if callable(spared := getattr(part, "no_decay_parameters", None)):
+            kept.update(id(parameter) for parameter in spared())
         elif isinstance(part, (*_NORMS, nn.Embedding)):
             kept.update(id(parameter) for parameter in part.parameters())
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]

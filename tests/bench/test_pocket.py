@@ -83,6 +83,17 @@ def test_settings_that_the_weights_do_not_fit_are_refused():
         pocket_vit(embed_dim=96)
 
 
+def test_heads_that_no_shape_shows_are_refused():
+    with pytest.raises(InputError, match=r"are of 3 heads and do not fit \{'num_heads': 4\}"):
+        pocket_vit(num_heads=4)
+
+
+def test_a_classifier_can_be_asked_for(images):
+    model = pocket_vit(num_classes=10)
+    assert model(images).shape == (2, 10)
+    assert torch.equal(features(model, images), features(pocket_vit(), images))
+
+
 def test_it_keeps_the_promises(images):
     assert "features" in check_backbone(pocket_vit(), images, compile=False)
     assert rein.summary(rein.wrap(pocket_vit())).backbone == "pocket_vit"
@@ -131,3 +142,13 @@ def test_an_image_of_the_pool_follows_from_seed_and_number(tmp_path):
     assert not np.array_equal(made[0], pool.draw_image(0, seed=1))
     with pytest.raises(ValueError, match="holds 3 images"):
         pool.make_pool(tmp_path / "pool.npy", 4, seed=0, workers=1)
+    with pytest.raises(ValueError, match="100000 is the most"):
+        pool.make_pool(tmp_path / "other.npy", 100_001, seed=0, workers=1)
+
+
+def test_unfinished_weights_do_not_get_into_the_package(tmp_path):
+    pretrain.train(options(tmp_path, stop=1))
+    before = POCKET_WEIGHTS.read_bytes()
+    with pytest.raises(SystemExit, match="at step 1 of 4; give --to"):
+        pretrain.export(tmp_path, POCKET_WEIGHTS)
+    assert POCKET_WEIGHTS.read_bytes() == before

@@ -6,10 +6,12 @@ import torch
 from torch.utils.data import TensorDataset
 
 import rein
+from rein.dgss import methods
 from rein.dgss.metrics import ConfusionMatrix
 from rein.dgss.task import SegmentationTask
 from rein.dgss.training import BestState, Schedule, fit, judge
 from rein.dgss.transforms import Normalize
+from rein.errors import InputError
 
 
 def blocks(count=6, seed=0):
@@ -93,6 +95,27 @@ def test_the_optimizer_has_the_authors_groups_and_the_poly_schedule():
         optimizer.step()
         poly.step()
     assert max(group["lr"] for group in optimizer.param_groups) == pytest.approx(1e-3 * 0.5**0.9)
+
+
+def test_what_a_method_adds_can_have_a_rate_of_its_own():
+    model = segmenter(wrap=True)
+    task = SegmentationTask(model, NORMALIZE, Schedule(steps=100, lr=1e-3, adapter_factor=0.3))
+    task.trainer = SimpleNamespace(max_steps=100)
+    groups = task.configure_optimizers()["optimizer"].param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert all(rates[id(p)] == pytest.approx(3e-4) for p in model.backbone.rein.parameters())
+    assert all(rates[id(p)] == pytest.approx(1e-3) for p in model.head.parameters())
+    with pytest.raises(InputError, match="rates must be above 0"):
+        Schedule(steps=1, adapter_factor=0.0)
+
+
+def test_prompts_are_spared_from_decay_as_tokens_are():
+    vit = methods.apply("vpt", timm.create_model("test_vit", num_classes=0, dynamic_img_size=True))
+    task = SegmentationTask(rein.Segmenter(vit, rein.heads.LinearHead(64, 2)), NORMALIZE, Schedule(steps=10))
+    task.trainer = SimpleNamespace(max_steps=10)
+    groups = task.configure_optimizers()["optimizer"].param_groups
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert decays[id(vit.vpt.prompts)] == 0
 
 
 def test_ctrl_c_is_passed_on_and_leaves_the_best_state(tmp_path):

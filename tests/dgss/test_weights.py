@@ -6,13 +6,28 @@ import torch
 from safetensors.torch import save_file
 
 from rein import official
+from rein.dgss import weights
 from rein.dgss.weights import make_backbone
 from rein.errors import InputError
+from rein.testing import pocket_vit
 
 
 def saved(model, path):
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
     return path
+
+
+def test_the_pocket_backbone_comes_with_its_weights_and_no_hub(monkeypatch):
+    monkeypatch.setattr(weights, "_hub_asked_once", None)
+    made, loaded = make_backbone(weights.POCKET, True, None)
+    assert loaded
+    assert torch.equal(made.blocks[3].attn.qkv.weight, pocket_vit().blocks[3].attn.qkv.weight)
+    resized, _ = make_backbone(weights.POCKET, True, None, img_size=64)
+    assert resized.patch_embed.img_size == (64, 64)
+    torch.manual_seed(0)
+    random, loaded = make_backbone(weights.POCKET, False, None)
+    assert not loaded
+    assert not torch.equal(random.blocks[3].attn.qkv.weight, made.blocks[3].attn.qkv.weight)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

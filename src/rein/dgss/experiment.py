@@ -36,6 +36,7 @@ class Experiment(SegmentationTask):
         head: a class of `rein.heads`.
         head_settings: what it takes besides maps and classes.
         lr: learning rate of head and adapter; full fine-tuning trains the backbone at a tenth.
+        adapter_factor: the learning rate of what the method adds to the backbone is so many times `lr`.
         weight_decay: of AdamW.
         power: of the polynomial decay of the learning rate.
         ema: decay of a moving average of the weights, which is then judged and kept.
@@ -63,6 +64,7 @@ class Experiment(SegmentationTask):
         head: str = "Mask2FormerHead",
         head_settings: dict[str, Any] | None = None,
         lr: float = 1e-4,
+        adapter_factor: float = 1.0,
         weight_decay: float = 0.05,
         power: float = 0.9,
         ema: float | None = None,
@@ -92,7 +94,7 @@ class Experiment(SegmentationTask):
             for name in methods.unused_by_maps(model, segmenter.indices):
                 model.get_parameter(name).requires_grad_(False)
         normalize = Normalize(*(IMAGENET if imagenet_normalization else backbones.normalization(model)))
-        how = Optimization(lr, weight_decay, power, row.backbone_factor, ema)
+        how = Optimization(lr, weight_decay, power, row.backbone_factor, ema, adapter_factor)
         super().__init__(segmenter, normalize, how, seed=seed, window=window, stride=stride, own=own)
         self.backbone_name, self.method = backbone, method
         self.backbone_parameters = sum(own.values())

@@ -28,15 +28,20 @@ OURS = "rein"  # the key under which a checkpoint says what it belongs to
 _ADAPTER = "rein."  # of an adapter's names
 
 
+class DivergedError(InputError):
+    """The loss is not a number any more, or infinite."""
+
+
 @dataclass(frozen=True)
 class Optimization:
     """How the weights are found: by default the authors' recipe.
 
     Attributes:
-        lr: learning rate of head and adapter.
+        lr: learning rate of head and adapter, of the head alone where `adapter_factor` is not 1.
         weight_decay: of AdamW; tokens, scale, norms and embeddings are not decayed.
         power: of the polynomial decay of the learning rate to zero over the run.
         backbone_factor: the learning rate of the backbone's own weights, where they train, is so many times `lr`.
+        adapter_factor: the learning rate of what a method added to the backbone is so many times `lr`.
         ema: decay of an exponential moving average of the weights, which is then what is judged and kept; None keeps none.
     """
 
@@ -45,9 +50,11 @@ class Optimization:
     power: float = 0.9
     backbone_factor: float = 0.1
     ema: float | None = None
+    adapter_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and self.weight_decay >= 0 and self.power >= 0 and self.backbone_factor > 0):
+        rates = (self.lr, self.backbone_factor, self.adapter_factor)
+        if not (min(rates) > 0 and self.weight_decay >= 0 and self.power >= 0):
             raise InputError(f"rates must be above 0, weight_decay and power at least 0; got {asdict(self)}.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"ema {self.ema} must lie between 0 and 1: 0.999 averages over some thousand steps.")
@@ -104,20 +111,23 @@ class SegmentationTask(lightning.LightningModule):
         images, labels = batch
         loss = self.segmenter.loss(self.normalize(images), labels.long())
         if not torch.isfinite(loss):
-            raise InputError(f"the loss is {loss.item()} at step {self.global_step}; train with a smaller learning rate.")
+            raise DivergedError(f"the loss is {loss.item()} at step {self.global_step}; train with a smaller learning rate.")
         self.log("loss", loss, prog_bar=True)
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW, the backbone's own weights at their reduced rate, and the poly schedule over the trainer's steps."""
-        how, backbone = self.optimization, self.segmenter.backbone
-        slow = {id(p) for name, p in backbone.named_parameters() if name in self._own}
+        """AdamW, what is in the backbone at rates of its own, and the poly schedule over the trainer's steps."""
+        how = self.optimization
+        factors = {
+            id(parameter): how.backbone_factor if name in self._own else how.adapter_factor
+            for name, parameter in self.segmenter.backbone.named_parameters()
+        }
         groups = []
         for group in param_groups(self.segmenter, how.lr, how.weight_decay):
-            for factor, chosen in ((1.0, False), (how.backbone_factor, True)):
-                parameters = [p for p in group["params"] if (id(p) in slow) == chosen]
-                if parameters:
-                    groups.append({**group, "params": parameters, "lr": how.lr * factor})
+            apart: dict[float, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                apart.setdefault(factors.get(id(parameter), 1.0), []).append(parameter)
+            groups += [{**group, "params": apart[factor], "lr": how.lr * factor} for factor in sorted(apart, reverse=True)]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
         # not the trainer's estimate, which opens the loaders before a checkpoint says where they were
         steps = self.trainer.max_steps

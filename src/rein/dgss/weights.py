@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from rein import backbones, official
 from rein.errors import InputError, ReinError
+from rein.testing.models import POCKET_WEIGHTS, pocket_vit
+
+POCKET = "pocket_vit"  # no name of timm's: its weights come with rein
 
 
 def make_backbone(
@@ -31,14 +34,16 @@ def make_backbone(
     weights: Path | None = None,
     required: bool = False,
 ) -> tuple[nn.Module, bool]:
-    """A timm model without classifier that takes images of any size where its class can, and whether its weights are pretrained.
+    """A timm model, or `rein.testing.pocket_vit`, without classifier, and whether its weights are pretrained.
+
+    It takes images of any size where its class can.
 
     Where the pretrained weights cannot be had, one line says so and the weights are random, from torch's random state; or that is an
     error, where they are `required`.
 
     Args:
-        name: timm's.
-        pretrained: whether to ask the hub for timm's weights.
+        name: timm's, or `pocket_vit`.
+        pretrained: whether to ask the hub for timm's weights; those of `pocket_vit` need none.
         patch_size: side in pixels; None means the model's own. Weights of a ViT with a class token are brought to it the authors' way
             (`rein.official.resample`), others timm's way.
         say: told what did not work.
@@ -50,12 +55,16 @@ def make_backbone(
         InputError: timm has no such model, no pretrained weights for it, or they cannot be had; or the file does not fit.
         UnsupportedBackboneError: rein does not know its blocks.
     """
-    if not timm.is_model(name):
+    if name != POCKET and not timm.is_model(name):
         near = timm.list_models(f"*{name.partition('.')[0][:8]}*")[:5]
         raise InputError(
             f"timm has no model {name!r}; " + (f"near it are {', '.join(near)}." if near else "see timm.list_models().")
         )
-    settings = {key: value for key, value in {"patch_size": patch_size, "img_size": img_size}.items() if value is not None}
+    if name == POCKET and pretrained and weights is None:
+        weights = POCKET_WEIGHTS
+    settings: dict[str, Any] = {
+        key: value for key, value in {"patch_size": patch_size, "img_size": img_size}.items() if value is not None
+    }
     state: Mapping[str, Tensor] | None = None
     loaded = False
     try:
@@ -92,6 +101,8 @@ def make_backbone(
 
 
 def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
+    if name == POCKET:
+        return pocket_vit(pretrained, **settings)
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **settings)
     except TypeError:  # a class without that setting

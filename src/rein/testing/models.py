@@ -43,7 +43,8 @@ def pocket_vit(pretrained: bool = True, **settings: Any) -> nn.Module:
 
     Args:
         pretrained: load the weights that come with rein; otherwise they are random, from torch's random state.
-        settings: other or further arguments of `timm.models.VisionTransformer`. Positions are interpolated to another `img_size`.
+        settings: other or further arguments of `timm.models.VisionTransformer`. Positions are interpolated to another `img_size`, the
+            patches' kernel to another `patch_size`; a classifier that is asked for is random.
 
     Raises:
         InputError: the pretrained weights do not fit these settings.
@@ -55,18 +56,21 @@ def pocket_vit(pretrained: bool = True, **settings: Any) -> nn.Module:
     model.pretrained_cfg = {
         "architecture": "pocket_vit",
         "input_size": (3, *size),
-        "fixed_input_size": False,
+        "fixed_input_size": not model.dynamic_img_size,
         "mean": POCKET_MEAN,
         "std": POCKET_STD,
-        "num_classes": 0,
+        "num_classes": model.num_classes,
         "first_conv": "patch_embed.proj",
         "classifier": "head",
         "license": "apache-2.0",
     }
     if pretrained:
+        if model.blocks[0].attn.num_heads != POCKET_VIT["num_heads"]:  # which no shape shows
+            raise InputError(f"the weights of pocket_vit are of 3 heads and do not fit {settings}; give pretrained=False.")
         state = {name: tensor.float() for name, tensor in load_file(POCKET_WEIGHTS).items()}
         try:
-            model.load_state_dict(checkpoint_filter_fn(state, model))
+            own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("head.")}  # there are none
+            model.load_state_dict({**own, **checkpoint_filter_fn(state, model)})
         except RuntimeError as error:
             raise InputError(f"the weights of pocket_vit do not fit {settings}; give pretrained=False. {error}") from error
     return model

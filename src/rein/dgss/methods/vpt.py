@@ -39,6 +39,10 @@ class Prompts(nn.Module):
         bound = math.sqrt(6 / (3 * patch + width))
         nn.init.uniform_(self.prompts, -bound, bound)
 
+    def no_decay_parameters(self) -> list[nn.Parameter]:
+        """The prompts: like Rein's tokens they are not decayed (`rein.param_groups`)."""
+        return [self.prompts]
+
     def forward(self, layer: int, batch: int) -> Tensor:
         """The prompts of a layer for every image, (B, m, C)."""
         prompts: Tensor = self.dropout(self.prompts[layer].expand(batch, -1, -1))

@@ -1,0 +1,88 @@
+"""Does it generalise? Fit on clear day only, and judge on day and on domains that were never shown, method by method.
+
+python -m benchmarks.generalisation streets --out benchmarks/results/MACHINE
+python -m benchmarks.generalisation camvid --camvid FOLDER --out benchmarks/results/MACHINE
+python -m benchmarks.generalisation --tiny                      # only tries the code: runs/generalisation
+
+Every method has the same frozen or unfrozen `rein.testing.pocket_vit`, the same head, the same steps and the same crops in the same
+order. Its learning rate is chosen on held-out SOURCE pairs of a seed that is not reported; targets are judged once, at the end.
+
+Each run is kept in --work as soon as it is done. The same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from benchmarks.__main__ import machine, write
+from benchmarks.generalisation import data
+from benchmarks.generalisation.plan import PLANS, tiny
+from benchmarks.generalisation.runs import draw_examples, run_plan, settled
+from benchmarks.generalisation.tables import text_table
+from rein.errors import InputError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.generalisation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    described = "; ".join(f"{plan.name!r}: {plan.about}" for plan in PLANS.values())
+    parser.add_argument("plans", nargs="*", metavar="PLAN", help=f"{described}. All without one; camvid only with --camvid")
+    parser.add_argument("--camvid", type=Path, metavar="FOLDER", help="holds day_train, day_val and dusk_test")
+    parser.add_argument(
+        "--work", type=Path, help="where runs are kept; default: runs/generalisation, or runs/generalisation-tiny"
+    )
+    parser.add_argument("--out", type=Path, help="folder of the results; default: --work")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes, of one thread each")
+    parser.add_argument("--tiny", action="store_true", help="so little that only the code is tried")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.plans if name not in PLANS]:
+        parser.error(f"there is no plan {unknown[0]!r}; there are {', '.join(map(repr, PLANS))}")
+    names = options.plans or [name for name, plan in PLANS.items() if plan.data != data.CAMVID or options.camvid]
+    if options.camvid is None and any(PLANS[name].data == data.CAMVID for name in names):
+        parser.error("camvid wants --camvid FOLDER")
+    if options.tiny and options.out:
+        parser.error("--tiny gives no results for --out")
+    if options.workers < 1:
+        parser.error(f"--workers {options.workers}; at least one is wanted")
+    work = options.work or Path("runs/generalisation-tiny" if options.tiny else "runs/generalisation")
+    for name in names:
+        plan = tiny(PLANS[name]) if options.tiny else PLANS[name]
+        try:
+            rows = run_plan(plan, work, options.camvid, options.workers)
+        except InputError as error:
+            print(f"benchmarks.generalisation: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(
+                f"benchmarks.generalisation: interrupted; what is done is in {work}; the same command goes on",
+                file=sys.stderr,
+            )
+            return 130
+        given = [repr(name) if " " in name else name] + (["--camvid FOLDER"] if plan.data == data.CAMVID else [])
+        content = {
+            "benchmark": f"generalisation-{name}",
+            "command": " ".join(["python -m benchmarks.generalisation", *given, *(["--tiny"] if options.tiny else [])]),
+            "fit_cpu_seconds": round(sum(row["fit_cpu_seconds"] for row in rows if "fit_cpu_seconds" in row)),
+            "machine": machine("cpu") | {"threads": 1, "processes": options.workers},
+            "about": plan.about,
+            "source": "day",
+            **settled(plan),
+            "data": data.version(plan.data, options.camvid),
+            "contenders": {contender.name: contender.made_of() for contender in plan.contenders},
+            "rows": rows,
+        }
+        path = (options.out or work) / f"generalisation-{name.replace(' ', '-')}.json"
+        write(path, content)
+        picture = draw_examples(plan, content, work, options.camvid)
+        print(f"{text_table(content)}\n{path}\n{picture}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""What is compared with what, and on which budget: written down before anything is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from benchmarks.generalisation.contenders import ABLATIONS, CONTENDERS, CONTROLS, EVERYONE, Contender
+from benchmarks.generalisation.data import CAMVID, STREETS, Counts
+from benchmarks.generalisation.trial import Budget
+
+# Learning rates. A search starts with three, and goes on past an end as long as the end is the best. The head's is found with the
+# frozen backbone and is then everyone's; each method's own is that of what it trains in the backbone.
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+FIRST_OF_HEAD, FIRST_OF_METHOD = (3e-3, 1e-2, 3e-2), (3e-4, 1e-3, 3e-3)
+FREEZE = "freeze"  # every plan has it
+CHOOSING = 900  # seed of the streets, weights and steps by which rates are chosen; no run that is reported has it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One table.
+
+    Attributes:
+        name: of the table and its file.
+        data: `streets` or `camvid`.
+        contenders: its rows.
+        head: one of `trial.HEADS`.
+        budget: of every run.
+        counts: of streets.
+        seeds: of the runs that are reported; each has its own streets, head, crops and order.
+        limit: at most so many of each kind of CamVid's frames.
+        about: what the table is there to show.
+    """
+
+    name: str
+    data: str
+    contenders: tuple[Contender, ...]
+    head: str = "linear"
+    budget: Budget = field(default_factory=Budget)
+    counts: Counts = field(default_factory=Counts)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    limit: int | None = None
+    about: str = ""
+
+
+_SOME = tuple(EVERYONE[name] for name in ("freeze", "full", "rein zero-init"))
+
+PLANS = {
+    plan.name: plan
+    for plan in (
+        Plan("streets", STREETS, (*CONTENDERS, *ABLATIONS, *CONTROLS), about="generated streets, every method and ablation"),
+        Plan("camvid", CAMVID, CONTENDERS, about="real frames, day to dusk"),
+        Plan("query link", STREETS, (*_SOME, EVERYONE["rein linked"]), head="mask2former", about="the paper's head, small"),
+        Plan("fpn", STREETS, _SOME, head="fpn", about="a head that can do more by itself"),
+        Plan("long", STREETS, _SOME, budget=Budget(steps=1600), about="four times the steps"),
+    )
+}
+
+
+def tiny(plan: Plan) -> Plan:
+    """The same at a size that only tries the code."""
+    return Plan(
+        plan.name,
+        plan.data,
+        plan.contenders[:2],
+        plan.head,
+        Budget(steps=2, batch=2, crop=32),
+        Counts(4, 2, 2),
+        seeds=(0, 1),
+        limit=4,
+        about=plan.about,
+    )
+
+
+def next_rate(found: dict[float, float]) -> float | None:
+    """The rate to try next, or None when the best has a worse neighbour, or the end of the ladder, on either side.
+
+    Args:
+        found: rate -> mIoU on the source's validation pairs, of the first three at least.
+    """
+    place = RATES.index(best_rate(found))
+    for neighbour in (place - 1, place + 1):
+        if 0 <= neighbour < len(RATES) and RATES[neighbour] not in found:
+            return RATES[neighbour]
+    return None
+
+
+def best_rate(found: dict[float, float]) -> float:
+    """The rate with the highest mIoU; the smaller of equals."""
+    return max(sorted(found), key=found.__getitem__)

@@ -1,0 +1,100 @@
+"""What the runs say: mean and spread over seeds, and differences seed by seed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import stats
+
+UNSEEN = "mean of unseen"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean of values over seeds, and their standard deviation."""
+
+    mean: float
+    deviation: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.deviation:.1f}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of the differences seed by seed, and where their true mean lies with a probability of 95 % (Student's t)."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
+
+def judged(content: Mapping[str, Any]) -> dict[str, dict[int, dict[str, float]]]:
+    """Contender -> seed -> domain -> mIoU in per cent, with the mean of the unseen domains among them."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for row in content["rows"]:
+        if row["purpose"] == "judge":
+            unseen = [value for domain, value in row["miou"].items() if domain != content["source"]]
+            found.setdefault(row["contender"], {})[row["seed"]] = {**row["miou"], UNSEEN: statistics.fmean(unseen)}
+    return found
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Over seeds; of one seed the deviation is not known."""
+    values = list(values)
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan)
+
+
+def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Difference:
+    """One contender's values minus another's, over the seeds that both have."""
+    values = [one[seed] - other[seed] for seed in sorted(set(one) & set(other))]
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Difference(mean, math.nan, math.nan)
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return Difference(mean, mean - half, mean + half)
+
+
+def of_domain(runs: Mapping[int, Mapping[str, float]], domain: str) -> dict[int, float]:
+    """Seed -> mIoU in one domain."""
+    return {seed: values[domain] for seed, values in runs.items()}
+
+
+def table(content: Mapping[str, Any], against: tuple[str, ...] = ("freeze", "full")) -> tuple[list[str], list[list[str]]]:
+    """Head and lines: what trains, rates of head and method, every domain, and differences to others in the mean of the unseen."""
+    runs = judged(content)
+    rows = {row["contender"]: row for row in content["rows"] if row["purpose"] == "judge"}
+    domains = list(next(iter(rows.values()))["miou"])
+    source = content["source"]
+    head = ["method", "tuned", "rates", *(f"{domain} (source)" if domain == source else domain for domain in domains), UNSEEN]
+    against = tuple(name for name in against if name in runs)
+    lines = []
+    for name, found in runs.items():
+        cells = [str(spread(of_domain(found, domain).values())) for domain in (*domains, UNSEEN)]
+        paired = [
+            "" if name == other else str(difference(of_domain(found, UNSEEN), of_domain(runs[other], UNSEEN)))
+            for other in against
+        ]
+        lines.append([name, f"{rows[name]['tuned_parameters']:,}", _rates(rows[name]), *cells, *paired])
+    return [*head, *(f"minus {name}" for name in against)], lines
+
+
+def _rates(row: Mapping[str, Any]) -> str:
+    return f"{row['head_rate']:g}" + (f", {row['rate']:g}" if row["tuned_parameters"] else "")
+
+
+def text_table(content: Mapping[str, Any]) -> str:
+    """For a terminal."""
+    head, lines = table(content)
+    widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        for line in [head, *lines]
+    )

@@ -1,0 +1,344 @@
+"""The benchmark of generalisation: nothing is chosen by a target, runs are kept, and the committed results are what they say."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+import rein
+from benchmarks.generalisation import data, runs, tables, trial
+from benchmarks.generalisation.camera import another_camera
+from benchmarks.generalisation.contenders import EVERYONE
+from benchmarks.generalisation.plan import CHOOSING, FIRST_OF_HEAD, PLANS, RATES, best_rate, next_rate, tiny
+from benchmarks.pocket.pool import FIRST_STREET
+from rein.dgss.datasets.generated import scene_seeds
+from rein.dgss.scenes import render
+from rein.dgss.task import DivergedError
+from rein.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+RESULTS = sorted(ROOT.glob("benchmarks/results/*/generalisation-*.json"))
+TINY = tiny(PLANS["streets"])
+RATES_OF_A_RUN = trial.Rates(0.01, 0.01)
+
+
+# -- the search for a rate
+
+
+def result(name, rates, seed, miou=0.0):
+    purpose = "choose" if seed == CHOOSING else "judge"
+    found = {"contender": name, "head_rate": rates.head, "rate": rates.method, "seed": seed, "purpose": purpose}
+    return {**found, "validation_miou": miou}
+
+
+def searched(plan, curve):
+    """All runs of a plan whose validation is `curve(name, head, method)`, in the order in which they were due."""
+    search, order = runs.Search(plan), []
+    while due := search.due():
+        order += due
+        for name, rates, seed in due:
+            search.take(result(name, rates, seed, curve(name, rates.head, rates.method)))
+    return order
+
+
+def plan_of(*names):
+    return replace(PLANS["streets"], contenders=tuple(EVERYONE[name] for name in names), seeds=(0, 1))
+
+
+def near(peak):
+    return lambda name, head, method: 50 - abs(np.log(method / peak))
+
+
+@pytest.mark.parametrize("peak", RATES)
+def test_the_search_finds_the_peak_wherever_it_lies(peak):
+    order = searched(plan_of("freeze"), near(peak))
+    assert len(set(order)) == len(order)
+    assert {rates for _, rates, seed in order if seed != CHOOSING} == {trial.Rates(peak, peak)}
+    assert [seed for _, _, seed in order if seed != CHOOSING] == [0, 1]
+
+
+def test_a_search_that_starts_at_the_peak_tries_no_more():
+    order = searched(plan_of("freeze"), near(FIRST_OF_HEAD[1]))
+    assert sorted(rates.head for _, rates, seed in order if seed == CHOOSING) == sorted(FIRST_OF_HEAD)
+
+
+def test_the_frozen_backbones_head_rate_is_every_methods_and_each_finds_its_own():
+    peaks = {"freeze": 1e-1, "full": 1e-4, "rein": 3e-3, "freeze, random weights": 1e-3}
+    order = searched(plan_of(*peaks), lambda name, head, method: 50 - abs(np.log(method / peaks[name])))
+    judged = {name: rates for name, rates, seed in order if seed != CHOOSING}
+    alone = {name: trial.Rates(peaks[name], peaks[name]) for name in peaks if EVERYONE[name].head_alone}
+    assert judged == alone | {name: trial.Rates(1e-1, peaks[name]) for name in ("full", "rein")}
+    head_known = next(place for place, (name, _, seed) in enumerate(order) if (name, seed) == ("freeze", 0))
+    assert all(name in alone for name, *_ in order[:head_known])
+
+
+def test_of_equal_rates_the_smaller_is_taken():
+    assert best_rate({1e-2: 20.0, 3e-3: 20.0, 1e-3: 19.0}) == 3e-3
+
+
+# -- what is counted
+
+
+def content(*rows):
+    same = {"purpose": "judge", "head_rate": 0.1, "rate": 0.01, "tuned_parameters": 7}
+    choosing = {"purpose": "choose", "contender": "a", "rate": 1.0, "seed": CHOOSING, "validation_miou": 9.0}
+    judged = [{**same, "contender": name, "seed": seed, "miou": miou} for name, seed, miou in rows]
+    return {"source": "day", "rows": [choosing, *judged]}
+
+
+def test_the_mean_of_the_unseen_leaves_the_source_out_and_choosing_does_not_count():
+    found = tables.judged(content(("a", 0, {"day": 90.0, "fog": 10.0, "night": 20.0})))
+    assert found == {"a": {0: {"day": 90.0, "fog": 10.0, "night": 20.0, tables.UNSEEN: 15.0}}}
+
+
+def test_differences_are_taken_seed_by_seed():
+    one, other = {0: 10.0, 1: 20.0, 2: 31.0, 3: 5.0}, {2: 30.0, 1: 18.0, 0: 9.0}
+    found = tables.difference(one, other)
+    wanted = stats.ttest_rel([10.0, 20.0, 31.0], [9.0, 18.0, 30.0]).confidence_interval(0.95)
+    assert found.mean == pytest.approx(4 / 3)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_the_table_has_a_row_for_each_contender_and_a_difference_to_each_reference():
+    rows = [("freeze", 0, 10.0), ("freeze", 1, 12.0), ("rein", 0, 11.0), ("rein", 1, 14.0)]
+    head, lines = tables.table(content(*((name, seed, {"day": 50.0, "fog": value}) for name, seed, value in rows)))
+    assert head == ["method", "tuned", "rates", "day (source)", "fog", "mean of unseen", "minus freeze"]
+    assert lines[0] == ["freeze", "7", "0.1, 0.01", "50.0 ± 0.0", "11.0 ± 1.4", "11.0 ± 1.4", ""]
+    assert lines[1][:6] == ["rein", "7", "0.1, 0.01", "50.0 ± 0.0", "12.5 ± 2.1", "12.5 ± 2.1"]
+    assert lines[1][6].startswith("+1.5 [")
+
+
+# -- data
+
+
+def test_the_other_camera_moves_image_and_label_together():
+    scene = render(5, "day", (256, 512))
+    painted = torch.where(torch.from_numpy(scene.label) == 10, 255, 0).to(torch.uint8).expand(3, -1, -1)  # white sky
+    image, label = another_camera(painted, torch.from_numpy(scene.label), 3, (128, 256))
+    assert image.shape == (3, 128, 256)
+    assert image.dtype == label.dtype == torch.uint8
+    sky = label == 10
+    assert 0.02 < sky.float().mean() < 0.98
+    light = image.float().mean(0)
+    assert (light[sky] > light.median() + 30).float().mean() > 0.95
+    assert set(label.unique().tolist()) <= {*np.unique(scene.label).tolist(), 255}
+
+
+def test_another_camera_is_another_one_for_each_seed_and_the_same_for_one():
+    scene = render(5, "day", (64, 128))
+    pair = torch.from_numpy(scene.image).permute(2, 0, 1), torch.from_numpy(scene.label)
+    first, again, other = (another_camera(*pair, seed, (32, 64)) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    assert not torch.equal(first[1], other[1])
+
+
+def test_every_domain_shows_the_same_streets_and_no_split_shares_one(tmp_path):
+    found = data.streets(0, TINY.counts, tmp_path)
+    assert list(found.tests) == ["day", "fog", "night", "rain", "snow", "camera"]
+    for domain in ("fog", "night", "rain", "snow"):
+        assert torch.equal(found.tests[domain].tensors[1], found.tests["day"].tensors[1])
+        assert not torch.equal(found.tests[domain].tensors[0], found.tests["day"].tensors[0])
+    everything = [found.train, found.validation, found.tests["day"]]
+    labels = [label.numpy().tobytes() for pairs in everything for label in pairs.tensors[1]]
+    assert len(set(labels)) == len(labels)
+
+
+def test_rates_are_chosen_without_the_targets_and_on_streets_of_their_own(tmp_path):
+    assert all(CHOOSING not in plan.seeds for plan in PLANS.values())
+    assert runs.domains(TINY, CHOOSING, tmp_path, None, judged=False).tests == {}
+    assert {path.name.split("-")[2] for path in tmp_path.glob("data/*/*.npz")} == {"train", "val"}
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_the_backbone_was_pretrained_on_streets_that_no_split_has(split):
+    pool = range(FIRST_STREET, FIRST_STREET + 100_000)
+    for seed in range(3):
+        streets = scene_seeds(split, 900_000, seed)
+        assert streets[-1] < pool[0] or streets[0] > pool[-1]
+
+
+def frames(root):
+    """CamVid in small: every frame one colour and one class, which say what it is."""
+    number = 0
+    for split, drives in (("day_train", ("0016E5", "0006R0")), ("day_val", ("0016E5",)), ("dusk_test", ("0001TP",))):
+        for kind in ("images", "labels"):
+            (root / split / kind).mkdir(parents=True, exist_ok=True)
+        for drive in drives:
+            for frame in range(3):
+                number += 1
+                Image.new("RGB", (48, 36), (number, 0, 0)).save(root / split / f"images/{drive}_{frame}.png")
+                Image.new("L", (48, 36), frame).save(root / split / f"labels/{drive}_{frame}.png")
+    (root / "index.json").write_text(json.dumps({"classes": ["a", "b", "c"]}))
+
+
+def test_camvid_is_fitted_on_one_drive_chosen_by_another_and_judged_on_a_third(tmp_path):
+    frames(tmp_path / "camvid")
+    found = data.camvid(tmp_path / "camvid", tmp_path / "kept")
+
+    def shown(pairs):
+        return sorted({int(image[0, 0, 0]) for image in pairs.tensors[0]})
+
+    assert (shown(found.train), shown(found.validation)) == ([1, 2, 3], [4, 5, 6])
+    assert {name: shown(pairs) for name, pairs in found.tests.items()} == {"day": [7, 8, 9], "dusk": [10, 11, 12]}
+    assert found.train.tensors[0].shape[2:] == data.CAMVID_SIZE
+    chosen_by = runs.domains(tiny(PLANS["camvid"]), CHOOSING, tmp_path, tmp_path / "camvid", judged=False)
+    assert (shown(chosen_by.validation), chosen_by.tests) == ([4, 5, 6], {})
+    Image.new("RGB", (48, 36), (77, 77, 77)).save(tmp_path / "camvid/dusk_test/images/0001TP_1.png", compress_level=0)
+    assert 77 in shown(data.camvid(tmp_path / "camvid", tmp_path / "kept").tests["dusk"])
+    shutil.rmtree(tmp_path / "camvid/day_train")
+    (tmp_path / "camvid/day_val").rename(tmp_path / "camvid/day_train")
+    with pytest.raises(InputError, match="day_val"):
+        data.camvid(tmp_path / "camvid", tmp_path / "other")
+
+
+# -- runs
+
+
+@pytest.mark.parametrize("name", EVERYONE)
+def test_every_contender_trains_what_it_says_and_starts_from_the_same_head(name, monkeypatch, tmp_path):
+    starts = []
+
+    def remember(segmenter, *args, best, schedule, **settings):
+        starts.append((segmenter, schedule))
+        best.miou, best.step = 0.5, schedule.steps
+
+    monkeypatch.setattr(trial, "fit", remember)
+    pairs = data.streets(1, TINY.counts, tmp_path, judged=False)
+    for contender in (EVERYONE["freeze"], EVERYONE[name]):
+        trial.fitted(
+            contender, "mask2former" if name == "rein linked" else "linear", pairs, TINY.budget, trial.Rates(0.01, 0.002), 1
+        )
+    (bare, same), (tuned, schedule) = starts
+    assert replace(schedule, backbone_factor=1.0, adapter_factor=1.0) == replace(same, backbone_factor=1.0, adapter_factor=1.0)
+    heads = [{k: v for k, v in each.head.state_dict().items() if "quer" not in k} for each in (bare, tuned)]
+    assert all(torch.equal(value, heads[1][key]) for key, value in heads[0].items())
+    trains = {key for key, parameter in tuned.backbone.named_parameters() if parameter.requires_grad}
+    method = EVERYONE[name].method
+    if method == "freeze":
+        assert not trains
+    elif method == "full":
+        assert len(trains) == len(list(tuned.backbone.parameters()))
+    else:
+        mark = {"vpt": "vpt", "adaptformer": "adaptformer", "lora": "lora_"}.get(method, "rein.")
+        assert trains
+        assert all(mark in key for key in trains)
+    assert (schedule.lr, schedule.backbone_factor, schedule.adapter_factor) == pytest.approx((0.01, 0.2, 0.2))
+    if method.startswith("rein"):
+        assert rein.summary(tuned.backbone).num_layers == (4 if name == "rein late" else 8)
+
+
+def test_a_kept_run_is_found_again_and_one_of_other_settings_is_refused(tmp_path, monkeypatch):
+    row = runs.one_run(TINY, "freeze", RATES_OF_A_RUN, 0, tmp_path, None)
+    assert row["purpose"] == "judge"
+    assert set(row["miou"]) == {"day", "fog", "night", "rain", "snow", "camera"}
+    monkeypatch.setattr(trial, "run", None)
+    assert runs.one_run(TINY, "freeze", RATES_OF_A_RUN, 0, tmp_path, None) == row
+    with pytest.raises(InputError, match="other settings, weights or data"):
+        runs.one_run(replace(TINY, budget=trial.Budget(steps=3)), "freeze", RATES_OF_A_RUN, 0, tmp_path, None)
+
+
+def test_a_rate_that_explodes_is_never_the_best(tmp_path, monkeypatch):
+    def explode(*arguments):
+        raise DivergedError("the loss is nan at step 3")
+
+    monkeypatch.setattr(trial, "run", explode)
+    row = runs.one_run(TINY, "freeze", RATES_OF_A_RUN, CHOOSING, tmp_path, None)
+    assert (row["purpose"], row["validation_miou"], row["diverged"]) == ("choose", 0.0, "the loss is nan at step 3")
+    judged = runs.one_run(TINY, "freeze", RATES_OF_A_RUN, 0, tmp_path, None)
+    assert set(judged["miou"].values()) == {0.0}
+    monkeypatch.setattr(trial, "run", lambda *arguments: data.camvid(tmp_path, tmp_path))
+    with pytest.raises(InputError):  # what is wrong with the data is not the rate's fault
+        runs.one_run(TINY, "full", RATES_OF_A_RUN, CHOOSING, tmp_path, None)
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.generalisation", "streets", "--workers", "1", "--work", str(tmp_path)]
+    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def workers():
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent.pid)], capture_output=True, text=True, check=False)
+        return [Path("/proc") / pid for pid in listed.stdout.split()]
+
+    while not list(tmp_path.glob("data/*/*")):  # a worker is at work
+        assert parent.poll() is None
+        time.sleep(0.1)
+    started = workers()
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 60
+    while any(process.exists() for process in started):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_ctrl_c_stops_at_once_and_keeps_what_is_done(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.generalisation", "streets", "--tiny", "--workers", "1", "--work", str(tmp_path)]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while not (kept := list(tmp_path.glob("streets/*.json"))):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1].endswith(f"interrupted; what is done is in {tmp_path}; the same command goes on")
+    assert "Traceback" not in errors
+    assert len(list(tmp_path.glob("streets/*.json"))) <= len(kept) + 2  # of fifteen
+
+
+def test_the_command_runs_a_plan_and_writes_table_and_picture(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.generalisation", "streets", "--tiny", "--workers", "1", "--work", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "minus freeze" in done.stdout
+    found = json.loads((tmp_path / "generalisation-streets.json").read_text())
+    assert found["command"] == "python -m benchmarks.generalisation streets --tiny"
+    assert not [row for row in found["rows"] if row["purpose"] == "choose" and "miou" in row]
+    assert not list(tmp_path.glob(f"data/*/streets-{CHOOSING}-test-*"))
+    check_choices(found, tiny(PLANS["streets"]))
+    with Image.open(tmp_path / "streets/examples.png") as picture:
+        assert picture.width > 1000
+
+
+def check_choices(found, plan):
+    """Every rate of a result is the best by the source, and every seed is there."""
+    rows = {(row["contender"], row["purpose"]): [] for row in found["rows"]}
+    for row in found["rows"]:
+        rows[row["contender"], row["purpose"]].append(row)
+    assert {name for name, _ in rows} == {contender.name for contender in plan.contenders}
+    for contender in plan.contenders:
+        tried = {row["rate"]: row["validation_miou"] for row in rows[contender.name, "choose"]}
+        assert next_rate(tried) is None
+        head = best_rate(tried) if contender.head_alone else rows["freeze", "judge"][0]["rate"]
+        judged = rows[contender.name, "judge"]
+        assert {(row["head_rate"], row["rate"]) for row in judged} == {(head, best_rate(tried))}
+        assert sorted(row["seed"] for row in judged) == list(plan.seeds)
+
+
+# -- what is committed
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_committed_results_are_of_the_packaged_weights_and_chosen_by_the_source(path):
+    found = json.loads(path.read_text())
+    plan = PLANS[path.stem.removeprefix("generalisation-").replace("-", " ")]
+    assert {key: found[key] for key in runs.settled(plan)} == runs.settled(plan)
+    assert found["contenders"] == json.loads(json.dumps({each.name: each.made_of() for each in plan.contenders}))
+    assert len(plan.seeds) >= 5
+    check_choices(found, plan)
