@@ -44,6 +44,7 @@ class Plan:
 
 
 _SOME = tuple(EVERYONE[name] for name in ("freeze", "full", "rein zero-init"))
+_MORE = (*_SOME, *(EVERYONE[name] for name in ("lora", "adaptformer", "rein core")))
 
 PLANS = {
     plan.name: plan
@@ -52,7 +53,7 @@ PLANS = {
         Plan("camvid", CAMVID, CONTENDERS, about="real frames, day to dusk"),
         Plan("query link", STREETS, (*_SOME, EVERYONE["rein linked"]), head="mask2former", about="the paper's head, small"),
         Plan("fpn", STREETS, _SOME, head="fpn", about="a head that can do more by itself"),
-        Plan("long", STREETS, _SOME, budget=Budget(steps=1600), about="four times the steps"),
+        Plan("long", STREETS, _MORE, budget=Budget(steps=1600), about="four times the steps"),
     )
 }
 
