@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.generalisation import pictures as generalisation_pictures
 from benchmarks.generalisation import tables as generalisation_tables
+from benchmarks.generalisation.plan import PLANS
 
 ROOT = Path(__file__).parent.parent
 RESULTS, IMAGES = ROOT / "benchmarks/results", ROOT / "docs/images"
@@ -36,7 +37,8 @@ def markdown(head: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
 def with_source(content: dict, table: str) -> str:
     """A table with the command and the machine that gave it."""
     facts = content["machine"]
-    where = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads"
+    threads = f"{facts['processes']} processes of one thread" if "processes" in facts else f"{facts['threads']} threads"
+    where = facts.get("gpu") or f"{facts['cpu']}, {threads}"
     versions = f"torch {facts['torch']}, timm {facts['timm']}"
     return f"`{content['command']}` on {where}; {versions}; [{content['folder']}](benchmarks/results/{content['folder']}):\n\n{table}"
 
@@ -212,13 +214,38 @@ def files(content: dict) -> str:
 def generalisation(content: dict) -> str:
     """mIoU of every method in every domain, and what was on which budget."""
     budget = content["budget"]
-    weights = content["backbone"]
+    seeds = len({row["seed"] for row in content["rows"] if row["purpose"] == "judge"})
     facts = (
-        f"Head {content['head']}, {budget['steps']} steps of {budget['batch']} crops of {budget['crop']} x {budget['crop']}; "
-        f"`pocket_vit` of step {weights['step']}; mean ± standard deviation over seeds, differences in the mean of the unseen with "
-        f"their 95 % interval; {content['fit_cpu_seconds'] / 3600:.1f} hours of one core for fitting.\n\n"
+        f"Head {content['head']}, {budget['steps']} steps of {budget['batch']} crops of {budget['crop']} x {budget['crop']}; mean ± "
+        f"standard deviation over {seeds} seeds, differences in the mean of the unseen with their 95 % confidence interval; "
+        f"{content['fit_cpu_seconds'] / 3600:.1f} hours of one core for fitting.\n\n"
     )
     return facts + markdown(*generalisation_tables.table(content))
+
+
+def demo() -> str:
+    """mIoU of `rein demo`'s methods over the seeds of each machine."""
+    folders: dict[str, list[dict]] = {}
+    for file in sorted(RESULTS.glob("*/demo-seed*.json")):
+        folders.setdefault(file.parent.name, []).append(json.loads(file.read_text(encoding="utf-8")))
+    found = []
+    for folder, runs in folders.items():
+        first = runs[0]
+        domains = [f"{name} (source)" if name == first["source"] else name for name in first["results"][0]["miou"]]
+        lines = []
+        for results in zip(*(run["results"] for run in runs), strict=True):
+            tuned = results[0]["tuned_parameters"]
+            columns = [*zip(*(result["miou"].values() for result in results), strict=True)]
+            columns.append(tuple(result["mean_miou_of_unseen"] for result in results))
+            cells = [generalisation_tables.spread(100 * value for value in column) for column in columns]
+            lines.append([results[0]["method"], f"{tuned:,} ({tuned / results[0]['backbone_parameters']:.1%})", *cells])
+        table = markdown(["method", "tuned in the backbone", *domains, "mean of unseen"], lines)
+        seeds = ", ".join(str(run["schedule"]["seed"]) for run in runs)
+        facts = f"{first['schedule']['steps']} steps, seeds {seeds}; torch {first['versions']['torch']}"
+        found.append(
+            f"`OMP_NUM_THREADS=1 rein demo --full --seed N`, {facts}; [{folder}](benchmarks/results/{folder}):\n\n{table}"
+        )
+    return "\n".join(found)
 
 
 TABLES = {
@@ -230,13 +257,15 @@ TABLES = {
     "scaling": scaling,
     "recipe": recipe,
     "data": data,
-    **{f"generalisation-{plan}": generalisation for plan in ("streets", "camvid", "query-link", "fpn", "long")},
+    **{plan.benchmark: generalisation for plan in PLANS.values()},
 }
 SOURCES = {"headline": "throughput"}
 
 
 def render(name: str) -> str:
     """What stands between the marks of that name."""
+    if name == "demo":
+        return demo()
     found = results(SOURCES.get(name, name))
     return "\n".join(with_source(content, TABLES[name](content)) for content in found)
 

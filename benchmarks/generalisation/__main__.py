@@ -2,10 +2,11 @@
 
 python -m benchmarks.generalisation streets --out benchmarks/results/MACHINE
 python -m benchmarks.generalisation camvid --camvid FOLDER --out benchmarks/results/MACHINE
-python -m benchmarks.generalisation --tiny                      # only tries the code: runs/generalisation
+python -m benchmarks.generalisation --tiny                      # only tries the code: runs/generalisation-tiny
 
 Every method has the same frozen or unfrozen `rein.testing.pocket_vit`, the same head, the same steps and the same crops in the same
-order. Its learning rate is chosen on held-out SOURCE pairs of a seed that is not reported; targets are judged once, at the end.
+order. The head's learning rate is found with the frozen backbone, then each method's own, on held-out SOURCE pairs of a seed that is
+not reported; targets are judged once, at the end.
 
 Each run is kept in --work as soon as it is done. The same command goes on where it was stopped.
 """
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 130
         given = [repr(name) if " " in name else name] + (["--camvid FOLDER"] if plan.data == data.CAMVID else [])
         content = {
-            "benchmark": f"generalisation-{name}",
+            "benchmark": plan.benchmark,
             "command": " ".join(["python -m benchmarks.generalisation", *given, *(["--tiny"] if options.tiny else [])]),
             "fit_cpu_seconds": round(sum(row["fit_cpu_seconds"] for row in rows if "fit_cpu_seconds" in row)),
             "machine": machine("cpu") | {"threads": 1, "processes": options.workers},
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
             "contenders": {contender.name: contender.made_of() for contender in plan.contenders},
             "rows": rows,
         }
-        path = (options.out or work) / f"generalisation-{name.replace(' ', '-')}.json"
+        path = (options.out or work) / f"{plan.benchmark}.json"
         write(path, content)
         picture = draw_examples(plan, content, work, options.camvid)
         print(f"{text_table(content)}\n{path}\n{picture}")

@@ -72,6 +72,8 @@ ABLATIONS = (
     Contender("rein core", "rein-core", _TEXT, about="full tokens, MLPs of their own in every layer"),
     Contender("rein share", "rein-share", _TEXT, about="full tokens, shared MLPs"),
     Contender("rein m=25 r=4", "rein", {**_TEXT, "num_tokens": 25, "rank": 4}, about="fewer tokens, lower rank"),
+    Contender("rein no tokens", "rein", {**_TEXT, "num_tokens": 1, "rank": 1}, about="the shared linear layer alone"),
+    Contender("rein s=0.1", "rein", {**_REIN, "scale_init": 0.1}, about="the authors' initialisation, a hundred times the scale"),
     Contender("rein raw", "rein", {**_TEXT, "use_softmax": False}, about="similarity without softmax"),
     Contender("rein late", "rein", _TEXT, blocks=(0.5, 1), about="in the last half of the blocks only"),
 )

@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms.v2 import functional as TF
 
 from benchmarks.generalisation import camera
 from rein.dgss import scenes
-from rein.dgss.datasets import open_dataset
-from rein.dgss.datasets.generated import scene_seeds
-from rein.dgss.labels import CITYSCAPES, LabelSpace
+from rein.dgss.data import Sample
+from rein.dgss.datasets import generated, open_dataset
+from rein.dgss.domains import Domains
+from rein.dgss.labels import CITYSCAPES
 from rein.errors import InputError
 
 STREETS, CAMVID = "streets", "camvid"
@@ -39,34 +40,18 @@ class Counts:
     test: int = 32
 
 
-@dataclass(frozen=True)
-class Domains:
-    """Data for one run.
-
-    Attributes:
-        source: the domain that is fitted on.
-        space: what the labels mean.
-        train: source pairs to fit on.
-        validation: source pairs to choose a learning rate by.
-        tests: domain -> pairs to judge on; the source's own are neither fitted on nor chosen by.
-    """
-
-    source: str
-    space: LabelSpace
-    train: TensorDataset
-    validation: TensorDataset
-    tests: dict[str, TensorDataset]
-
-
 def version(kind: str, camvid: Path | None) -> str:
-    """What the data of all seeds follow from besides their seed, as a digest: the code that draws streets, or CamVid's files."""
-    digest = hashlib.sha256(f"{SIZE} {CAMVID_SIZE}".encode())
+    """What the data of all seeds follow from besides their seed, as a digest: the code that makes them, and CamVid's files."""
+    digest = hashlib.sha256()
     if kind == STREETS:
-        for path in (Path(camera.__file__), *sorted(Path(scenes.__file__).parent.glob("*.py"))):
-            digest.update(path.read_bytes())
-    elif camvid is not None:
-        for path in sorted(camvid.rglob("*.*")):
-            digest.update(f"{path.relative_to(camvid)} {path.stat().st_size}\n".encode())
+        drawing = (Path(camera.__file__), Path(generated.__file__), *sorted(Path(scenes.__file__).parent.glob("*.py")))
+        files = {path.name: path for path in (Path(__file__), *drawing)}
+    else:
+        files = {"": Path(__file__)}
+        if camvid is not None:
+            files |= {str(path.relative_to(camvid)): path for path in sorted(camvid.rglob("*.*"))}
+    for name, path in files.items():
+        digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:12]
 
 
@@ -85,7 +70,9 @@ def streets(seed: int, counts: Counts, cache: Path, judged: bool = True) -> Doma
         return _kept(cache / f"streets-{seed}-{split}-{domain}-{count}.npz", lambda: _drawn(domain, split, count, seed))
 
     cache = cache / version(STREETS, None)
-    tests = {domain: pairs(domain, "test", counts.test) for domain in (day, *others, CAMERA)} if judged else {}
+    tests: dict[str, Dataset[Sample]] = {}
+    if judged:
+        tests |= {domain: pairs(domain, "test", counts.test) for domain in (day, *others, CAMERA)}
     return Domains(day, CITYSCAPES, pairs(day, "train", counts.train), pairs(day, "val", counts.validation), tests)
 
 
@@ -110,14 +97,14 @@ def camvid(root: Path, cache: Path, limit: int | None = None) -> Domains:
         numbers = numbers if limit is None else numbers[:: -(-len(numbers) // limit)]
         return _kept(cache / f"camvid-{split}-{drive}-{len(numbers)}.npz", lambda: [_halved(data[number]) for number in numbers])
 
-    tests = {"day": pairs("day_val", "0016E5"), "dusk": pairs("dusk_test", "0001TP")}
+    tests: dict[str, Dataset[Sample]] = {"day": pairs("day_val", "0016E5"), "dusk": pairs("dusk_test", "0001TP")}
     space = folders["day_train"].space
     return Domains("day", space, pairs("day_train", "0016E5"), pairs("day_train", "0006R0"), tests)
 
 
 def _drawn(domain: str, split: str, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     found = []
-    for street in scene_seeds(split, count, seed):
+    for street in generated.scene_seeds(split, count, seed):
         if domain == CAMERA:
             double = scenes.render(street, scenes.DOMAINS[0], (2 * SIZE[0], 2 * SIZE[1]))
             found.append(camera.another_camera(_image(double.image), torch.from_numpy(double.label), street, SIZE))

@@ -1,10 +1,11 @@
-"""What is compared with what, and on which budget: written down before anything is judged."""
+"""What is compared with what, and on which budget."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-from benchmarks.generalisation.contenders import ABLATIONS, CONTENDERS, CONTROLS, EVERYONE, Contender
+from benchmarks.generalisation.contenders import ABLATIONS, CONTENDERS, CONTROLS, EVERYONE, LINKED, Contender
 from benchmarks.generalisation.data import CAMVID, STREETS, Counts
 from benchmarks.generalisation.trial import Budget
 
@@ -29,6 +30,7 @@ class Plan:
         counts: of streets.
         seeds: of the runs that are reported; each has its own streets, head, crops and order.
         limit: at most so many of each kind of CamVid's frames.
+        rates: of each contender, where another plan has chosen them; None searches.
         about: what the table is there to show.
     """
 
@@ -40,36 +42,57 @@ class Plan:
     counts: Counts = field(default_factory=Counts)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     limit: int | None = None
+    rates: Mapping[str, float] | None = None
     about: str = ""
 
+    @property
+    def stem(self) -> str:
+        """Its name in file names."""
+        return self.name.replace(" ", "-")
 
-_SOME = tuple(EVERYONE[name] for name in ("freeze", "full", "rein zero-init"))
-_MORE = (*_SOME, *(EVERYONE[name] for name in ("lora", "adaptformer", "rein core")))
+    @property
+    def benchmark(self) -> str:
+        """What its results are called."""
+        return f"generalisation-{self.stem}"
+
+
+_FREEZE, _FULL, _LORA, _REIN, _CORE = (EVERYONE[name] for name in (FREEZE, "full", "lora", "rein zero-init", "rein core"))
 
 PLANS = {
     plan.name: plan
     for plan in (
         Plan("streets", STREETS, (*CONTENDERS, *ABLATIONS, *CONTROLS), about="generated streets, every method and ablation"),
         Plan("camvid", CAMVID, CONTENDERS, about="real frames, day to dusk"),
-        Plan("query link", STREETS, (*_SOME, EVERYONE["rein linked"]), head="mask2former", about="the paper's head, small"),
-        Plan("fpn", STREETS, _SOME, head="fpn", about="a head that can do more by itself"),
-        Plan("long", STREETS, _MORE, budget=Budget(steps=1600), about="four times the steps"),
+        Plan(
+            "query link",
+            STREETS,
+            (_FREEZE, _REIN, LINKED),
+            head="mask2former",
+            budget=Budget(steps=300),
+            seeds=(0, 1, 2),
+            about="the paper's head, small, with and without the link from tokens to queries",
+        ),
+        Plan(
+            "long",
+            STREETS,
+            (_FREEZE, _FULL, _LORA, _REIN, _CORE),
+            budget=Budget(steps=800),
+            rates={"freeze": 3e-2, "full": 1e-3, "lora": 1e-2, "rein zero-init": 1e-4, "rein core": 3e-4},  # chosen by `streets`
+            about="twice the steps",
+        ),
     )
 }
 
 
 def tiny(plan: Plan) -> Plan:
     """The same at a size that only tries the code."""
-    return Plan(
-        plan.name,
-        plan.data,
-        plan.contenders[:2],
-        plan.head,
-        Budget(steps=2, batch=2, crop=32),
-        Counts(4, 2, 2),
+    return replace(
+        plan,
+        contenders=plan.contenders[:2],
+        budget=Budget(steps=2, batch=2, crop=32),
+        counts=Counts(4, 2, 2),
         seeds=(0, 1),
         limit=4,
-        about=plan.about,
     )
 
 

@@ -24,6 +24,7 @@ from benchmarks.generalisation.contenders import EVERYONE, Contender
 from benchmarks.generalisation.pictures import examples
 from benchmarks.generalisation.plan import CHOOSING, FIRST_OF_HEAD, FIRST_OF_METHOD, FREEZE, Plan, best_rate, next_rate
 from benchmarks.generalisation.trial import Rates
+from rein.dgss.domains import Domains
 from rein.dgss.task import DivergedError
 from rein.errors import InputError
 from rein.testing.models import POCKET_WEIGHTS
@@ -39,7 +40,7 @@ def backbone_facts() -> dict[str, Any]:
     return {"name": "pocket_vit", "step": about["step"], "steps": about["steps"], "sha256": digest}
 
 
-def domains(plan: Plan, seed: int, work: Path, camvid: Path | None, judged: bool = True) -> data.Domains:
+def domains(plan: Plan, seed: int, work: Path, camvid: Path | None, judged: bool = True) -> Domains:
     """The data of one seed; real frames are the same for all."""
     if plan.data == data.STREETS:
         return data.streets(seed, plan.counts, work / "data", judged)
@@ -51,13 +52,14 @@ def domains(plan: Plan, seed: int, work: Path, camvid: Path | None, judged: bool
 
 def settled(plan: Plan) -> dict[str, Any]:
     """What a kept run must have been made with."""
-    return {"backbone": backbone_facts(), "head": plan.head, "budget": asdict(plan.budget), "counts": asdict(plan.counts)}
+    what = {"head": plan.head, "budget": asdict(plan.budget), "counts": asdict(plan.counts), "limit": plan.limit}
+    return {"backbone": backbone_facts(), **what}
 
 
 def kept_at(plan: Plan, name: str, rates: Rates, seed: int, work: Path) -> Path:
     """The file of a run; predictions are beside it."""
     stem = f"{name}-{rates.head:g}-{rates.method:g}-{seed}".replace(" ", "-").replace(",", "")
-    return work / plan.name.replace(" ", "-") / f"{stem}.json"
+    return work / plan.stem / f"{stem}.json"
 
 
 def one_run(plan: Plan, name: str, rates: Rates, seed: int, work: Path, camvid: Path | None) -> dict[str, Any]:
@@ -181,7 +183,9 @@ class Search:
         return () if more is None else (more,)
 
     def _found(self, name: str) -> float | None:
-        """The best rate of a contender, once the search for it has ended."""
+        """The best rate of a contender, once the search for it has ended; or the one that is given."""
+        if self.plan.rates is not None:
+            return self.plan.rates[name]
         contender = next(each for each in self.plan.contenders if each.name == name)
         tried = self._tried(name)
         return best_rate(tried) if tried and not self._to_try(contender) else None
@@ -197,6 +201,6 @@ def draw_examples(plan: Plan, content: dict[str, Any], work: Path, camvid: Path 
     rates = {row["contender"]: Rates(row["head_rate"], row["rate"]) for row in content["rows"] if row["purpose"] == "judge"}
     kept = {name: kept_at(plan, name, rates[name], seed, work).with_suffix(".npz") for name in SHOWN if name in rates}
     kept = {name: file for name, file in kept.items() if file.exists()}
-    path = work / plan.name.replace(" ", "-") / "examples.png"
+    path = work / plan.stem / "examples.png"
     examples(content, domains(plan, seed, work, camvid), kept, seed, path)
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of the differences seed by seed, and where their true mean lies with a probability of 95 % (Student's t)."""
+    """Mean of the differences seed by seed, and its 95 % confidence interval over seeds (Student's t)."""
 
     mean: float
     low: float
@@ -68,9 +69,15 @@ def of_domain(runs: Mapping[int, Mapping[str, float]], domain: str) -> dict[int,
 
 
 def table(content: Mapping[str, Any], against: tuple[str, ...] = ("freeze", "full")) -> tuple[list[str], list[list[str]]]:
-    """Head and lines: what trains, rates of head and method, every domain, and differences to others in the mean of the unseen."""
+    """Head and lines: what trains, rates of head and method, every domain, and differences to others in the mean of the unseen.
+
+    A run that diverged recognises nothing and counts as 0; its row says so.
+    """
     runs = judged(content)
-    rows = {row["contender"]: row for row in content["rows"] if row["purpose"] == "judge"}
+    rows = {}
+    for row in sorted((row for row in content["rows"] if row["purpose"] == "judge"), key=lambda row: "diverged" not in row):
+        rows[row["contender"]] = row  # of one that did not diverge, if there is any
+    lost = Counter(row["contender"] for row in content["rows"] if row["purpose"] == "judge" and "diverged" in row)
     domains = list(next(iter(rows.values()))["miou"])
     source = content["source"]
     head = ["method", "tuned", "rates", *(f"{domain} (source)" if domain == source else domain for domain in domains), UNSEEN]
@@ -82,7 +89,8 @@ def table(content: Mapping[str, Any], against: tuple[str, ...] = ("freeze", "ful
             "" if name == other else str(difference(of_domain(found, UNSEEN), of_domain(runs[other], UNSEEN)))
             for other in against
         ]
-        lines.append([name, f"{rows[name]['tuned_parameters']:,}", _rates(rows[name]), *cells, *paired])
+        called = f"{name} ({lost[name]} of {len(found)} diverged)" if lost[name] else name
+        lines.append([called, f"{rows[name]['tuned_parameters']:,}", _rates(rows[name]), *cells, *paired])
     return [*head, *(f"minus {name}" for name in against)], lines
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from benchmarks.generalisation.contenders import QUERY_DIM, Contender
-from benchmarks.generalisation.data import Domains
 from rein import Segmenter, backbones, heads
+from rein.dgss.domains import Domains
 from rein.dgss.training import BestState, Schedule, fit, judge
 from rein.dgss.transforms import Normalize
 from rein.segmenter import default_indices
@@ -38,7 +38,6 @@ class Budget:
 
 HEADS: dict[str, Callable[[list[int], int], heads.Head]] = {
     "linear": heads.LinearHead,
-    "fpn": partial(heads.FPNHead, channels=64, tower_channels=64),
     "mask2former": partial(
         heads.Mask2FormerHead,
         channels=QUERY_DIM,
@@ -122,9 +121,8 @@ def miou(segmenter: Segmenter, pairs) -> float:
 
 
 def example(segmenter: Segmenter, data: Domains, domain: str) -> torch.Tensor:
-    """The predicted classes (H, W), uint8, of the middle pair of a domain."""
-    pairs = data.tests[domain]
-    image = pairs[len(pairs) // 2][0][None]
+    """The predicted classes (H, W), uint8, of the pair that is shown of a domain."""
+    image = data.example(domain)[0][None]
     return segmenter.predict(_normalize(segmenter)(image)).argmax(1)[0].to(torch.uint8)
 
 

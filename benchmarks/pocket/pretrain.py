@@ -40,7 +40,7 @@ def build(seed: int) -> tuple[MaskedAutoencoder, torch.optim.Optimizer]:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
+    """A cosine to zero, times a linear warm-up."""
     done = (step + 1) / steps
     return PEAK_RATE * min(1.0, done / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
 

@@ -171,11 +171,15 @@ def _add_demo_options(demo: argparse.ArgumentParser) -> None:
     )
     demo.add_argument("--pretrained", action="store_true", help="use timm's weights, where the hub can be reached")
     demo.add_argument("--patch-size", type=_positive, metavar="P", help="build the backbone with this patch size, in pixels")
-    demo.add_argument("--full", action="store_true", help="also fine-tune the whole backbone, at a thirtieth of the rate")
-    demo.add_argument("--steps", type=_positive, default=400, metavar="N", help="optimizer steps per method")
+    demo.add_argument("--full", action="store_true", help="also fine-tune the whole backbone")
+    demo.add_argument("--steps", type=_positive, default=800, metavar="N", help="optimizer steps per method")
     demo.add_argument("--batch-size", type=_batch, default=4, metavar="N", help="images per step")
     demo.add_argument(
-        "--lr", type=_rate, default=0.03, metavar="RATE", help="learning rate of the head; the adapter's is a tenth"
+        "--lr",
+        type=_rate,
+        metavar="RATE",
+        help="learning rate of the head (default: 0.03 for pocket_vit, 0.001 for others); those of the adapter (0.0003, 0.0001) and "
+        "of the backbone (0.001, 0.00001) follow in proportion",
     )
     demo.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the weights, the scenes and the data order")
     demo.add_argument("--scenes", type=_positive, metavar="N", help="generated scenes to fit on (default: 160)")
@@ -310,10 +314,18 @@ def _demo(options: argparse.Namespace) -> int:
         space = labels.label_space(options.data, options.classes, options.ignore_label or ())
         chosen = domains.folder_domains(options.data, options.source, space, options.limit)
         crop = options.crop or 256
-    rates = demo.RATES | {"lr": options.lr}
-    schedule = Schedule(steps=options.steps, batch_size=options.batch_size, crop=crop, seed=options.seed, **rates)
-    pretrained = options.pretrained or options.backbone == weights.POCKET
-    settings = demo.Options(options.out, options.backbone, pretrained, options.patch_size, options.full, schedule)
+    config, rates = demo.suited(options.backbone)
+    if options.lr is not None:
+        rates["lr"] = options.lr
+    settings = demo.Options(
+        options.out,
+        options.backbone,
+        Schedule(steps=options.steps, batch_size=options.batch_size, crop=crop, seed=options.seed, **rates),
+        config,
+        pretrained=options.pretrained or options.backbone == weights.POCKET,
+        patch_size=options.patch_size,
+        full=options.full,
+    )
     try:
         results = demo.run(chosen, settings)
     except demo.Interrupted as interrupted:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from benchmarks.generalisation.camera import another_camera
 from benchmarks.generalisation.contenders import EVERYONE
 from benchmarks.generalisation.plan import CHOOSING, FIRST_OF_HEAD, PLANS, RATES, best_rate, next_rate, tiny
 from benchmarks.pocket.pool import FIRST_STREET
+from rein.dgss import demo
 from rein.dgss.datasets.generated import scene_seeds
 from rein.dgss.scenes import render
 from rein.dgss.task import DivergedError
@@ -72,6 +74,12 @@ def test_a_search_that_starts_at_the_peak_tries_no_more():
     assert sorted(rates.head for _, rates, seed in order if seed == CHOOSING) == sorted(FIRST_OF_HEAD)
 
 
+def test_rates_that_another_plan_chose_are_not_searched_again():
+    order = searched(replace(plan_of("freeze", "full"), rates={"freeze": 0.1, "full": 0.03}), near(1e-4))
+    given = {"freeze": trial.Rates(0.1, 0.1), "full": trial.Rates(0.1, 0.03)}
+    assert order == [(name, given[name], seed) for name in given for seed in (0, 1)]
+
+
 def test_the_frozen_backbones_head_rate_is_every_methods_and_each_finds_its_own():
     peaks = {"freeze": 1e-1, "full": 1e-4, "rein": 3e-3, "freeze, random weights": 1e-3}
     order = searched(plan_of(*peaks), lambda name, head, method: 50 - abs(np.log(method / peaks[name])))
@@ -116,6 +124,13 @@ def test_the_table_has_a_row_for_each_contender_and_a_difference_to_each_referen
     assert lines[0] == ["freeze", "7", "0.1, 0.01", "50.0 ± 0.0", "11.0 ± 1.4", "11.0 ± 1.4", ""]
     assert lines[1][:6] == ["rein", "7", "0.1, 0.01", "50.0 ± 0.0", "12.5 ± 2.1", "12.5 ± 2.1"]
     assert lines[1][6].startswith("+1.5 [")
+
+
+def test_the_table_says_of_which_runs_nothing_came():
+    rows = content(("freeze", 0, {"day": 50.0, "fog": 10.0}), ("freeze", 1, {"day": 0.0, "fog": 0.0}))
+    rows["rows"][-1] |= {"diverged": "the loss is nan", "tuned_parameters": 0}
+    _, lines = tables.table(rows)
+    assert lines[0][:2] == ["freeze (1 of 2 diverged)", "7"]
 
 
 # -- data
@@ -248,6 +263,13 @@ def test_a_kept_run_is_found_again_and_one_of_other_settings_is_refused(tmp_path
         runs.one_run(replace(TINY, budget=trial.Budget(steps=3)), "freeze", RATES_OF_A_RUN, 0, tmp_path, None)
 
 
+def test_the_queries_of_the_papers_head_are_linked_to_the_tokens(tmp_path):
+    plan = tiny(PLANS["query link"])
+    heads = [runs.one_run(plan, name, RATES_OF_A_RUN, 0, tmp_path, None)["head_parameters"] for name in ("freeze", "rein linked")]
+    assert heads[0] > heads[1]  # whose queries come from the tokens
+    assert all((tmp_path / plan.stem / f"{name}-0.01-0.01-0.json").exists() for name in ("freeze", "rein-linked"))
+
+
 def test_a_rate_that_explodes_is_never_the_best(tmp_path, monkeypatch):
     def explode(*arguments):
         raise DivergedError("the loss is nan at step 3")
@@ -255,6 +277,7 @@ def test_a_rate_that_explodes_is_never_the_best(tmp_path, monkeypatch):
     monkeypatch.setattr(trial, "run", explode)
     row = runs.one_run(TINY, "freeze", RATES_OF_A_RUN, CHOOSING, tmp_path, None)
     assert (row["purpose"], row["validation_miou"], row["diverged"]) == ("choose", 0.0, "the loss is nan at step 3")
+    assert best_rate({row["rate"]: row["validation_miou"], 0.003: 0.1}) == 0.003
     judged = runs.one_run(TINY, "freeze", RATES_OF_A_RUN, 0, tmp_path, None)
     assert set(judged["miou"].values()) == {0.0}
     monkeypatch.setattr(trial, "run", lambda *arguments: data.camvid(tmp_path, tmp_path))
@@ -318,13 +341,17 @@ def test_the_command_runs_a_plan_and_writes_table_and_picture(tmp_path):
 
 def check_choices(found, plan):
     """Every rate of a result is the best by the source, and every seed is there."""
-    rows = {(row["contender"], row["purpose"]): [] for row in found["rows"]}
+    rows = defaultdict(list)
     for row in found["rows"]:
         rows[row["contender"], row["purpose"]].append(row)
     assert {name for name, _ in rows} == {contender.name for contender in plan.contenders}
+    if plan.rates is not None:
+        assert not [row for row in found["rows"] if row["purpose"] == "choose"]
+        assert plan.rates == {name: row["rate"] for name, row in chosen("streets").items() if name in plan.rates}
     for contender in plan.contenders:
         tried = {row["rate"]: row["validation_miou"] for row in rows[contender.name, "choose"]}
-        assert next_rate(tried) is None
+        tried = tried if plan.rates is None else {plan.rates[contender.name]: 1.0}
+        assert plan.rates or next_rate(tried) is None
         head = best_rate(tried) if contender.head_alone else rows["freeze", "judge"][0]["rate"]
         judged = rows[contender.name, "judge"]
         assert {(row["head_rate"], row["rate"]) for row in judged} == {(head, best_rate(tried))}
@@ -334,11 +361,25 @@ def check_choices(found, plan):
 # -- what is committed
 
 
+def chosen(plan):
+    """Contender -> a judged row of a committed result."""
+    found = json.loads((ROOT / f"benchmarks/results/epyc-2-cores/{PLANS[plan].benchmark}.json").read_text())
+    return {row["contender"]: row for row in found["rows"] if row["purpose"] == "judge"}
+
+
+def test_the_demos_rates_are_those_that_the_source_chose():
+    rows, (config, rates) = chosen("streets"), demo.suited("pocket_vit")
+    assert config == replace(rein.ReinConfig.preset("core"), **EVERYONE["rein core"].settings)
+    assert rates["lr"] == rows["freeze"]["head_rate"]
+    assert rates["lr"] * rates["adapter_factor"] == pytest.approx(rows["rein core"]["rate"])
+    assert rates["lr"] * rates["backbone_factor"] == pytest.approx(rows["full"]["rate"])
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_committed_results_are_of_the_packaged_weights_and_chosen_by_the_source(path):
     found = json.loads(path.read_text())
     plan = PLANS[path.stem.removeprefix("generalisation-").replace("-", " ")]
     assert {key: found[key] for key in runs.settled(plan)} == runs.settled(plan)
     assert found["contenders"] == json.loads(json.dumps({each.name: each.made_of() for each in plan.contenders}))
-    assert len(plan.seeds) >= 5
+    assert len(plan.seeds) >= (3 if plan.name == "query link" else 5)
     check_choices(found, plan)

@@ -38,7 +38,7 @@ class Domains:
 
     @property
     def targets(self) -> list[str]:
-        """The domains that are never shown in training."""
+        """The domains that are never shown in fitting."""
         return [name for name in self.tests if name != self.source]
 
     def example(self, name: str) -> Sample:

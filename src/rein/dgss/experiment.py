@@ -35,7 +35,8 @@ class Experiment(SegmentationTask):
         method_settings: of the method, as `num_tokens: 50` for rein.
         head: a class of `rein.heads`.
         head_settings: what it takes besides maps and classes.
-        lr: learning rate of head and adapter; full fine-tuning trains the backbone at a tenth.
+        lr: learning rate of head and adapter, of the head alone where `adapter_factor` is not 1; full fine-tuning trains the backbone
+            at a tenth.
         adapter_factor: the learning rate of what the method adds to the backbone is so many times `lr`.
         weight_decay: of AdamW.
         power: of the polynomial decay of the learning rate.

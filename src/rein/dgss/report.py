@@ -120,9 +120,19 @@ def _without_nan(value: Any) -> Any:
 
 
 def write_panel(
-    path: Path, domains: Domains, results: Sequence[Result], predictions: Mapping[str, Mapping[str, np.ndarray]]
+    path: Path,
+    domains: Domains,
+    miou: Mapping[str, Mapping[str, float]],
+    predictions: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
-    """Write the panel: one example of every domain, and what each method made of it (method -> domain -> classes)."""
+    """Write the panel: one example of every domain, and what each method made of it.
+
+    Args:
+        path: the picture.
+        domains: their examples are shown.
+        miou: method -> domain -> mean IoU of the whole domain, 0 to 1.
+        predictions: method -> domain -> predicted classes (H, W) of the example.
+    """
     rows = []
     for name in domains.tests:
         image, label = domains.example(name)
@@ -132,10 +142,10 @@ def write_panel(
                 image=image.permute(1, 2, 0).numpy(),
                 label=label.numpy(),
                 predictions={method: classes[name] for method, classes in predictions.items()},
-                miou={result.method: result.miou[name] for result in results},
+                miou={method: found[name] for method, found in miou.items()},
             )
         )
-    title = f"Fitted on {domains.source}; no other domain was shown in training (mIoU, %)"
+    title = f"Fitted on {domains.source}; no other domain was shown in fitting (mIoU, %)"
     picture = io.BytesIO()
     panel.draw(rows, domains.space, title).save(picture, "PNG")
     replace_file(path, picture.getvalue())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rein import backbones, official
 from rein.errors import InputError, ReinError
-from rein.testing.models import POCKET_WEIGHTS, pocket_vit
+from rein.testing.models import pocket_vit
 
 POCKET = "pocket_vit"  # no name of timm's: its weights come with rein
 
@@ -45,7 +45,7 @@ def make_backbone(
         name: timm's, or `pocket_vit`.
         pretrained: whether to ask the hub for timm's weights; those of `pocket_vit` need none.
         patch_size: side in pixels; None means the model's own. Weights of a ViT with a class token are brought to it the authors' way
-            (`rein.official.resample`), others timm's way.
+            (`rein.official.resample`), others, and those of `pocket_vit`, timm's way.
         say: told what did not work.
         img_size: side in pixels of the images to build for; None means timm's own.
         weights: a file with weights under timm's names, for the model's own patch size.
@@ -60,8 +60,6 @@ def make_backbone(
         raise InputError(
             f"timm has no model {name!r}; " + (f"near it are {', '.join(near)}." if near else "see timm.list_models().")
         )
-    if name == POCKET and pretrained and weights is None:
-        weights = POCKET_WEIGHTS
     settings: dict[str, Any] = {
         key: value for key, value in {"patch_size": patch_size, "img_size": img_size}.items() if value is not None
     }
@@ -70,6 +68,8 @@ def make_backbone(
     try:
         if weights is not None:
             state = _read_weights(weights)
+        elif name == POCKET and pretrained:
+            model, loaded = pocket_vit(**settings), True
         elif pretrained:
             try:
                 with _hub_asked_once():
@@ -102,7 +102,7 @@ def make_backbone(
 
 def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
     if name == POCKET:
-        return pocket_vit(pretrained, **settings)
+        return pocket_vit(pretrained=False, **settings)
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **settings)
     except TypeError:  # a class without that setting

@@ -69,7 +69,7 @@ def pocket_vit(pretrained: bool = True, **settings: Any) -> nn.Module:
             raise InputError(f"the weights of pocket_vit are of 3 heads and do not fit {settings}; give pretrained=False.")
         state = {name: tensor.float() for name, tensor in load_file(POCKET_WEIGHTS).items()}
         try:
-            own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("head.")}  # there are none
+            own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("head.")}  # stays random
             model.load_state_dict({**own, **checkpoint_filter_fn(state, model)})
         except RuntimeError as error:
             raise InputError(f"the weights of pocket_vit do not fit {settings}; give pretrained=False. {error}") from error
