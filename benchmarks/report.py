@@ -230,16 +230,23 @@ def demo() -> str:
         folders.setdefault(file.parent.name, []).append(json.loads(file.read_text(encoding="utf-8")))
     found = []
     for folder, runs in folders.items():
+        runs.sort(key=lambda run: run["schedule"]["seed"])
         first = runs[0]
         domains = [f"{name} (source)" if name == first["source"] else name for name in first["results"][0]["miou"]]
         lines = []
-        for results in zip(*(run["results"] for run in runs), strict=True):
+        unseen = [
+            {run["schedule"]["seed"]: 100 * run["results"][place]["mean_miou_of_unseen"] for run in runs}
+            for place in range(len(first["results"]))
+        ]
+        for place, results in enumerate(zip(*(run["results"] for run in runs), strict=True)):
             tuned = results[0]["tuned_parameters"]
-            columns = [*zip(*(result["miou"].values() for result in results), strict=True)]
-            columns.append(tuple(result["mean_miou_of_unseen"] for result in results))
+            columns = zip(*(result["miou"].values() for result in results), strict=True)
             cells = [generalisation_tables.spread(100 * value for value in column) for column in columns]
-            lines.append([results[0]["method"], f"{tuned:,} ({tuned / results[0]['backbone_parameters']:.1%})", *cells])
-        table = markdown(["method", "tuned in the backbone", *domains, "mean of unseen"], lines)
+            cells.append(generalisation_tables.spread(unseen[place].values()))
+            led = generalisation_tables.difference(unseen[place], unseen[0]) if place else ""
+            lines.append([results[0]["method"], f"{tuned:,} ({tuned / results[0]['backbone_parameters']:.1%})", *cells, led])
+        named = first["results"][0]["method"]
+        table = markdown(["method", "tuned in the backbone", *domains, "mean of unseen", f"minus {named} [95 %]"], lines)
         seeds = ", ".join(str(run["schedule"]["seed"]) for run in runs)
         facts = f"{first['schedule']['steps']} steps, seeds {seeds}; torch {first['versions']['torch']}"
         found.append(

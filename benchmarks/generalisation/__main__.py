@@ -52,6 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.workers < 1:
         parser.error(f"--workers {options.workers}; at least one is wanted")
     work = options.work or Path("runs/generalisation-tiny" if options.tiny else "runs/generalisation")
+    for folder in (work, options.out or work):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # said now and not after the work
+            parser.error(f"cannot make the folder {folder}: {error.strerror}")
     for name in names:
         plan = tiny(PLANS[name]) if options.tiny else PLANS[name]
         try:

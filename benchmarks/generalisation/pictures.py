@@ -32,7 +32,9 @@ def differences(content: Mapping[str, Any], reference: str = "freeze") -> Any:
             axis.plot([gap.low, gap.high], [place, place], color="tab:blue", linewidth=2)
             axis.plot(gap.mean, place, "o", color="tab:blue", markersize=6)
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_title(f"{domain} (source)" if domain == content["source"] else domain, fontsize=10)
+        unseen = [name for name in next(iter(runs[reference].values())) if name not in (content["source"], UNSEEN)]
+        title = f"{domain} (source)" if domain == content["source"] else domain if len(unseen) > 1 else unseen[0]
+        axis.set_title(title, fontsize=10)
         axis.set_xlabel(f"mIoU minus {reference}'s, points", fontsize=9)
         axis.grid(axis="x", color="0.9")
     axes[0].set_yticks(range(len(names)), names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from benchmarks.generalisation.contenders import ABLATIONS, CONTENDERS, CONTROLS, EVERYONE, LINKED, Contender
@@ -30,7 +29,6 @@ class Plan:
         counts: of streets.
         seeds: of the runs that are reported; each has its own streets, head, crops and order.
         limit: at most so many of each kind of CamVid's frames.
-        rates: of each contender, where another plan has chosen them; None searches.
         about: what the table is there to show.
     """
 
@@ -42,7 +40,6 @@ class Plan:
     counts: Counts = field(default_factory=Counts)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     limit: int | None = None
-    rates: Mapping[str, float] | None = None
     about: str = ""
 
     @property
@@ -56,8 +53,6 @@ class Plan:
         return f"generalisation-{self.stem}"
 
 
-_FREEZE, _FULL, _LORA, _REIN, _CORE = (EVERYONE[name] for name in (FREEZE, "full", "lora", "rein zero-init", "rein core"))
-
 PLANS = {
     plan.name: plan
     for plan in (
@@ -66,19 +61,10 @@ PLANS = {
         Plan(
             "query link",
             STREETS,
-            (_FREEZE, _REIN, LINKED),
+            (EVERYONE[FREEZE], EVERYONE["rein zero-init"], LINKED),
             head="mask2former",
             budget=Budget(steps=300),
-            seeds=(0, 1, 2),
             about="the paper's head, small, with and without the link from tokens to queries",
-        ),
-        Plan(
-            "long",
-            STREETS,
-            (_FREEZE, _FULL, _LORA, _REIN, _CORE),
-            budget=Budget(steps=800),
-            rates={"freeze": 3e-2, "full": 1e-3, "lora": 1e-2, "rein zero-init": 1e-4, "rein core": 3e-4},  # chosen by `streets`
-            about="twice the steps",
         ),
     )
 }

@@ -67,7 +67,10 @@ def one_run(plan: Plan, name: str, rates: Rates, seed: int, work: Path, camvid: 
     kept, contender = kept_at(plan, name, rates, seed, work), EVERYONE[name]
     facts = {**settled(plan), "data": data.version(plan.data, camvid), "contender": contender.made_of()}
     if kept.exists():
-        found = json.loads(kept.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(kept.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{kept} is damaged ({error}); delete it, and it is run again.") from error
         if found["made_with"] != facts:
             raise InputError(f"{kept} was made with other settings, weights or data; give another --work.")
         return found["row"]
@@ -183,9 +186,7 @@ class Search:
         return () if more is None else (more,)
 
     def _found(self, name: str) -> float | None:
-        """The best rate of a contender, once the search for it has ended; or the one that is given."""
-        if self.plan.rates is not None:
-            return self.plan.rates[name]
+        """The best rate of a contender, once the search for it has ended."""
         contender = next(each for each in self.plan.contenders if each.name == name)
         tried = self._tried(name)
         return best_rate(tried) if tried and not self._to_try(contender) else None

@@ -167,7 +167,8 @@ def _add_demo_options(demo: argparse.ArgumentParser) -> None:
         "--backbone",
         default="pocket_vit",
         metavar="NAME",
-        help="pocket_vit, whose weights come with rein, or a columnar transformer of timm: ViT, DINOv2, EVA02, ...",
+        help="pocket_vit, whose weights come with rein, or a columnar transformer of timm: ViT, DINOv2, EVA02, ...; Rein's form and "
+        "the learning rates follow from it",
     )
     demo.add_argument("--pretrained", action="store_true", help="use timm's weights, where the hub can be reached")
     demo.add_argument("--patch-size", type=_positive, metavar="P", help="build the backbone with this patch size, in pixels")
@@ -314,6 +315,8 @@ def _demo(options: argparse.Namespace) -> int:
         space = labels.label_space(options.data, options.classes, options.ignore_label or ())
         chosen = domains.folder_domains(options.data, options.source, space, options.limit)
         crop = options.crop or 256
+        if options.backbone == weights.POCKET:
+            print("pocket_vit has never seen a photograph: for figures that mean something, give --backbone NAME --pretrained.")
     config, rates = demo.suited(options.backbone)
     if options.lr is not None:
         rates["lr"] = options.lr
@@ -332,6 +335,7 @@ def _demo(options: argparse.Namespace) -> int:
         print(f"rein: {interrupted}", file=sys.stderr)
         return 130
     print(report.table(results, [chosen.source]))
+    print(f"rein: {config}")
     print(
         f"mIoU in per cent; fitted on {chosen.source!r} only. results.json, adapter.safetensors and panel.png are in {options.out}"
     )

@@ -14,7 +14,7 @@ from timm.models import VisionTransformer
 import rein
 from benchmarks.pocket import pool, pretrain, probe
 from rein.backbones import input_spec, normalization
-from rein.errors import InputError
+from rein.errors import CheckpointError, InputError
 from rein.testing import check_backbone, pocket_vit
 from rein.testing.models import POCKET_VIT, POCKET_WEIGHTS
 
@@ -92,6 +92,13 @@ def test_a_classifier_can_be_asked_for(images):
     model = pocket_vit(num_classes=10)
     assert model(images).shape == (2, 10)
     assert torch.equal(features(model, images), features(pocket_vit(), images))
+
+
+def test_an_adapter_does_not_fit_another_patch_size(tmp_path):
+    rein.save(rein.wrap(pocket_vit()), tmp_path / "adapter.safetensors")
+    rein.load(pocket_vit(), tmp_path / "adapter.safetensors")
+    with pytest.raises(CheckpointError, match="pocket_vit_patch16"):
+        rein.load(pocket_vit(patch_size=16), tmp_path / "adapter.safetensors")
 
 
 def test_it_keeps_the_promises(images):

@@ -42,6 +42,7 @@ def test_the_generated_demo_compares_all_methods_and_leaves_its_files(tmp_path):
     assert frozen.head_parameters == with_rein.head_parameters == full.head_parameters
     content = json.loads((out / "results.json").read_text())
     assert content["targets"] == ["fog", "night", "rain", "snow"]
+    assert (content["adapter"], content["patch_size"]) == (CONFIG.to_dict(), 8)
     for stored, result in zip(content["results"], results, strict=True):
         assert stored["miou"] == result.miou
         assert set(result.miou) == {"day", "fog", "night", "rain", "snow"}

@@ -51,9 +51,9 @@ class Options:
 def suited(backbone: str) -> tuple[rein.ReinConfig, dict[str, Any]]:
     """The adapter that a backbone gets, and settings of `Schedule`: the head's learning rate, and its parts for what is tuned below.
 
-    The head uses no queries, and W_f starts at zero, as in the paper's text: the authors' s = 0.001 needs thousands of steps. What
-    `pocket_vit` gets was chosen by day, on streets that are not the demo's (`benchmarks/generalisation`): a narrow backbone gains
-    more from MLPs of its own in every layer. Others get Rein's default and the paper's rates, 1e-4 and 1e-5, below a new head.
+    The head uses no queries, and W_f starts at zero, as in the paper's text. Rates and form of `pocket_vit`'s were chosen by day
+    (`benchmarks/generalisation`): a narrow backbone gains more from MLPs of its own in every layer. Others get Rein's default and the
+    paper's rates, 1e-4 and 1e-5, below a new head.
     """
     if backbone == POCKET:
         core = replace(rein.ReinConfig.preset("core"), zero_init=True)
@@ -96,7 +96,9 @@ def run(domains: Domains, options: Options, say: Callable[[str], None] = print) 
         examples[method] = predictions
     settings = {
         "backbone": options.backbone,
+        "patch_size": options.patch_size,
         "weights": "pretrained" if loaded else "random",
+        "adapter": options.config.to_dict(),
         "schedule": asdict(options.schedule),
     }
     write_json(options.out / "results.json", settings, domains, results)

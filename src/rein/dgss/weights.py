@@ -57,9 +57,8 @@ def make_backbone(
     """
     if name != POCKET and not timm.is_model(name):
         near = timm.list_models(f"*{name.partition('.')[0][:8]}*")[:5]
-        raise InputError(
-            f"timm has no model {name!r}; " + (f"near it are {', '.join(near)}." if near else "see timm.list_models().")
-        )
+        found = f"near it are {', '.join(near)}." if near else f"see timm.list_models(); {POCKET} comes with rein."
+        raise InputError(f"timm has no model {name!r}; {found}")
     settings: dict[str, Any] = {
         key: value for key, value in {"patch_size": patch_size, "img_size": img_size}.items() if value is not None
     }

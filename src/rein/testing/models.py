@@ -52,9 +52,11 @@ def pocket_vit(pretrained: bool = True, **settings: Any) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
     model: Any = VisionTransformer(**{**POCKET_VIT, **settings})
-    size = model.patch_embed.img_size
+    size, patch = model.patch_embed.img_size, model.patch_embed.patch_size[0]
     model.pretrained_cfg = {
-        "architecture": "pocket_vit",
+        "architecture": "pocket_vit"
+        if patch == POCKET_VIT["patch_size"]
+        else f"pocket_vit_patch{patch}",  # adapters tell them apart
         "input_size": (3, *size),
         "fixed_input_size": not model.dynamic_img_size,
         "mean": POCKET_MEAN,
