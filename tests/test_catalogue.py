@@ -35,6 +35,11 @@ def test_the_command_prints_a_line_for_each_and_the_counts(capsys):
     assert "684,033" in capsys.readouterr().out
 
 
+def test_the_pocket_backbone_is_listed_by_its_name(capsys):
+    assert main(["backbones", "pocket_vit"]) == 0
+    assert "8 blocks 8x144" in capsys.readouterr().out
+
+
 def test_an_unknown_pattern_is_one_line(capsys):
     assert main(["backbones", "nosuch*"]) == 2
     assert capsys.readouterr().err == "rein: timm has no model 'nosuch*'; patterns are shell-style: '*dinov2*'.\n"

@@ -205,6 +205,11 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _backbones(options: argparse.Namespace) -> int:
+    if options.pattern == "pocket_vit":  # no model of timm's
+        from rein.testing import pocket_vit
+
+        print(catalogue.entry_of(pocket_vit(pretrained=False), options.pattern))
+        return 0
     refused = 0
     names = catalogue.names(options.pattern)
     for name in names:
