@@ -371,6 +371,10 @@ def chosen(plan):
     return {row["contender"]: row for row in found["rows"] if row["purpose"] == "judge"}
 
 
+def test_every_plan_has_results():
+    assert {path.stem for path in RESULTS} == {plan.benchmark for plan in PLANS.values()}
+
+
 def test_the_demos_rates_are_those_that_the_source_chose():
     rows, (config, rates) = chosen("streets"), demo.suited("pocket_vit")
     assert config == replace(rein.ReinConfig.preset("core"), **EVERYONE["rein core"].settings)
