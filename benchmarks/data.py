@@ -15,9 +15,9 @@ from PIL import Image
 
 from benchmarks.options import Options
 from rein.dgss import scenes
-from rein.dgss.datasets import open_dataset
-from rein.dgss.sampling import Draw, Drawn
-from rein.dgss.transforms import TrainingTransform
+from rein.dgss.data.datasets import open_dataset
+from rein.dgss.data.sampling import SampleIndex, TransformedDataset
+from rein.dgss.data.transforms import TrainingTransform
 
 LABEL_IDS = np.array([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33] + [0] * 237, np.uint8)
 
@@ -61,10 +61,10 @@ class Pipeline:
     """The files and the transforms."""
 
     def __init__(self, pairs, crop: int) -> None:
-        self.drawn = Drawn(pairs, TrainingTransform(crop), seed=0)
+        self.drawn = TransformedDataset(pairs, TrainingTransform(crop), seed=0)
 
     def __call__(self, number: int, place: int) -> None:
-        self.drawn[Draw(number, place)]
+        self.drawn[SampleIndex(number, place)]
 
 
 def rate(read, count: int, repeats: int) -> dict:

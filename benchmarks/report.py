@@ -214,7 +214,7 @@ def files(content: dict) -> str:
 def generalisation(content: dict) -> str:
     """mIoU of every method in every domain, and what was on which budget."""
     budget = content["budget"]
-    seeds = len({row["seed"] for row in content["rows"] if row["purpose"] == "judge"})
+    seeds = len({row["seed"] for row in content["rows"] if row["purpose"] == "evaluate"})
     facts = (
         f"Head {content['head']}, {budget['steps']} steps of {budget['batch']} crops of {budget['crop']} x {budget['crop']}; mean ± "
         f"standard deviation over {seeds} seeds, differences in the mean of the unseen with their 95 % confidence interval; "

@@ -1,6 +1,6 @@
-"""Small timm models without downloads: one row for each thing that differs between families. A new family is a new row.
+"""Small timm models without downloads, one for each property in which families differ. To test a new family, add an entry.
 
-`FAMILIES` are columnar transformers: every block gives the same tokens. `STAGED` are all others.
+`FAMILIES` are isotropic transformers: all blocks return tokens of the same shape. `STAGED` are all other models.
 """
 
 from functools import partial
@@ -73,7 +73,11 @@ FAMILIES = {
         TNT, **{k: v for k, v in _SMALL.items() if k != "num_heads"}, num_heads_outer=2, inner_dim=8, num_heads_inner=2
     ),
 }
-_NEWER = {"qwen3": "qwen3_vit_88m", "deepseek": "deepseek_vit_412m", "gemma4": "gemma4_vit_167m"}  # than the oldest timm claimed
+_NEWER = {
+    "qwen3": "qwen3_vit_88m",
+    "deepseek": "deepseek_vit_412m",
+    "gemma4": "gemma4_vit_167m",
+}  # newer than the oldest supported timm
 if hasattr(ConVit, "forward_intermediates"):
     FAMILIES["convit"] = partial(ConVit, **{**_SMALL, "embed_dim": 16}, local_up_to_layer=2)
 FAMILIES |= {key: partial(timm.create_model, name, **_ENCODER) for key, name in _NEWER.items() if timm.is_model(name)}
@@ -113,7 +117,7 @@ STAGED = {
         "sequencer2d_s", img_size=56, layers=(1,) * 4, embed_dims=(16, 32, 32, 32), hidden_sizes=(4, 8, 8, 8)
     ),
 }
-_WHOLE = {  # small enough as they are
+_UNCHANGED = {  # small enough without changes
     "ByobNet": "test_byobnet",
     "MaxxVit": "test_maxvit",
     "ConvNeXt": "test_convnext",
@@ -151,18 +155,18 @@ _WHOLE = {  # small enough as they are
     "MetaFormer": "caformer_s18",
     "VOLO": "volo_d1_224",
 }
-STAGED |= {key: _by_name(name) for key, name in _WHOLE.items()}
+STAGED |= {key: _by_name(name) for key, name in _UNCHANGED.items()}
 _ONE, _NONE = [1] * 4, [0] * 4
-PREFIX_ROWS = dict.fromkeys(FAMILIES, _ONE) | {
+PREFIX_TOKENS = dict.fromkeys(FAMILIES, _ONE) | {
     "vit without class token": _NONE,
     "vit with registers": [5] * 4,
     "dinov3": [5] * 4,
     "relative positions": _NONE,
     "sam": _NONE,
     "naflex": [2] * 4,
-    "cait": _NONE,  # the class token joins in later blocks of another kind
+    "cait": _NONE,  # the class token is added in later blocks of another class
     "xcit": _NONE,
-    "convit": [0, 0, 1, 1],  # the class token joins half way
+    "convit": [0, 0, 1, 1],  # the class token is added halfway
     "qwen3": _NONE,
     "deepseek": _NONE,
     "gemma4": _NONE,
@@ -170,13 +174,13 @@ PREFIX_ROWS = dict.fromkeys(FAMILIES, _ONE) | {
 
 
 def build(name: str, seed: int = 0, **settings):
-    """A model of `FAMILIES`, in eval mode, with weights that depend on the seed alone."""
+    """A model of `FAMILIES` in eval mode. Its weights depend on the seed alone."""
     torch.manual_seed(seed)
     return FAMILIES[name](**settings).eval()
 
 
-def blocks_of(model):
-    """The modules whose outputs are adapted."""
+def get_blocks(model):
+    """The blocks of a model of `FAMILIES`."""
     return [*(model.encoder if hasattr(model, "encoder") else model).blocks]
 
 
@@ -184,8 +188,8 @@ def images(count: int = 2, height: int = 32, width: int = 32, seed: int = 1):
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def strong(model):
-    """Give a wrapped model an adapter that visibly changes the features; the authors' s = 0.001 hides in rounding."""
+def amplify_adapter(model):
+    """Set the adapter's scale s to 0.5, so that it changes the features measurably; the change of s = 0.001 is lost in rounding."""
     with torch.no_grad():
         for name, parameter in model.rein.named_parameters():
             if name.endswith("scale"):

@@ -1,4 +1,4 @@
-"""Second witness: SPEC's equations (1)-(8) written down one by one, slow and plain, sharing no code with `rein`."""
+"""Names and equations that tests of the adapter compare with; nothing here uses code of `rein`."""
 
 import math
 
@@ -26,37 +26,25 @@ def from_official(state):
     return {OFFICIAL[key]: value for key, value in state.items()}
 
 
-def _of(state, name, layer):
-    shared = f"{name}.weight" in state
-    prefix = name if shared else f"{name}.{layer}"
-    return state[f"{prefix}.weight"], state[f"{prefix}.bias"]
-
-
-def _tokens(state):
-    if "tokens" in state:
-        return state["tokens"]
-    return state["tokens_a"] @ state["tokens_b"]
-
-
-def refine(state, f, layer, use_softmax=True):
-    """Equations 1 to 5 for patch tokens f (..., N, C), from a dictionary of rein-named tensors."""
-    t = _tokens(state)[layer]
-    w_t, b_t = _of(state, "token_mlp", layer)
-    w_f, b_f = _of(state, "delta_mlp", layer)
-    s = f @ t.T
-    if use_softmax:
-        s = torch.softmax(s / math.sqrt(f.shape[-1]), -1)
-    v = t[1:] @ w_t.T + b_t
-    delta = (s[..., 1:] @ v + f) @ w_f.T + b_f
-    return f + state.get("scale", 1.0) * delta
+def randomize(adapter, seed=0):
+    """Give every parameter a value that makes each term of the equations matter."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in adapter.named_parameters():
+            if name.endswith("scale"):
+                parameter.fill_(0.7)
+            else:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) / math.sqrt(adapter.dim))
+    return adapter
 
 
 def queries(state):
-    """Equation 7, from a dictionary of rein-named tensors."""
+    """Eq. 8 to 10 of the paper, channel by channel, from a state dict."""
+    tokens = state["tokens"] if "tokens" in state else state["tokens_a"] @ state["tokens_b"]
     z = []
-    for layer, t in enumerate(_tokens(state)):
-        w_q, b_q = _of(state, "query_proj", layer)
-        z.append(t @ w_q.T + b_q)
+    for layer, t in enumerate(tokens):
+        name = "query_proj" if "query_proj.weight" in state else f"query_proj.{layer}"
+        z.append(t @ state[f"{name}.weight"].T + state[f"{name}.bias"])
     maximum, mean, last = torch.stack(z).max(0).values, sum(z) / len(z), z[-1]
     m, q = last.shape
     merged = torch.empty(m, 3 * q, dtype=last.dtype)

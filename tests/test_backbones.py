@@ -1,29 +1,29 @@
-"""What is measured of a backbone, and what is known of the images it takes."""
+"""`rein.backbones`: measured facts about blocks, the images that a backbone accepts, and its feature maps."""
 
 import pytest
 import timm
 import torch
 
-from models import FAMILIES, PREFIX_ROWS, blocks_of, build, images
+from models import FAMILIES, PREFIX_TOKENS, build, get_blocks, images
 from rein import backbones
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sites_are_every_block_in_order_with_width_and_prefix_rows(family):
-    sites = backbones.find_sites(build(family))
-    assert [site.path.rpartition(".blocks.")[2].removeprefix("blocks.") for site in sites] == ["0", "1", "2", "3"]
-    assert {site.width for site in sites} == {32}
-    assert [site.num_prefix_tokens for site in sites] == PREFIX_ROWS[family]
+def test_every_block_is_found_in_order_with_its_width_and_prefix_tokens(family):
+    blocks = backbones.find_blocks(build(family))
+    assert [block.path.rpartition(".blocks.")[2].removeprefix("blocks.") for block in blocks] == ["0", "1", "2", "3"]
+    assert {block.width for block in blocks} == {32}
+    assert [block.num_prefix_tokens for block in blocks] == PREFIX_TOKENS[family]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_measuring_leaves_weights_modes_hooks_and_the_random_state_alone(family):
+def test_measuring_changes_no_weights_modes_hooks_or_random_state(family):
     model = build(family).train()
-    blocks_of(model)[1].eval()
+    get_blocks(model)[1].eval()
     before = {name: (tensor, tensor.clone(), tensor.device) for name, tensor in model.state_dict(keep_vars=True).items()}
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
-    backbones.find_sites(model)
+    backbones.find_blocks(model)
     for name, tensor in model.state_dict(keep_vars=True).items():
         assert tensor is before[name][0]
         assert torch.equal(tensor, before[name][1])
@@ -44,7 +44,7 @@ def test_measuring_leaves_weights_modes_hooks_and_the_random_state_alone(family)
         ("eva02_tiny_patch14_224", {}, ((224, 224), (14, 14), 3)),
     ],
 )
-def test_the_images_that_a_backbone_takes_are_known(name, settings, expected):
+def test_input_spec_describes_the_images_that_the_backbone_accepts(name, settings, expected):
     model = timm.create_model(name, depth=1, num_classes=0, **settings)
     spec = backbones.input_spec(model)
     assert (spec.fixed_size, spec.multiple, spec.channels) == expected
@@ -53,14 +53,14 @@ def test_the_images_that_a_backbone_takes_are_known(name, settings, expected):
     assert maps[0].shape[-2:] == (height // spec.multiple[0], width // spec.multiple[1])
 
 
-def test_normalization_is_the_weights_own():
+def test_normalization_is_that_of_the_pretrained_weights():
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=0)
     assert backbones.normalization(vit) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert backbones.normalization(build("vit"))[0] == (0.485, 0.456, 0.406)
 
 
 @pytest.mark.parametrize("indices", [[0], [1, 3]])
-def test_maps_are_the_blocks_outputs_without_prefix_rows_and_norm(indices):
+def test_feature_maps_are_block_outputs_without_prefix_tokens_and_norm(indices):
     model, x = build("vit with registers"), images(1, 16, 40)
     outputs = []
     for block in model.blocks:

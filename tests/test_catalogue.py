@@ -1,4 +1,4 @@
-"""`rein backbones`: what rein makes of timm's names."""
+"""`rein backbones`: how rein adapts the models of timm."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from rein import catalogue
 from rein.cli import main
 
 
-def test_a_name_is_described_without_weights():
+def test_a_model_is_described_without_its_weights():
     entry = catalogue.describe("vit_large_patch14_reg4_dinov2")
     assert entry.widths == (1024,) * 24
     assert entry.num_prefix_tokens == (5,) * 24
@@ -19,18 +19,18 @@ def test_a_name_is_described_without_weights():
     assert "24x1024" in str(entry)
 
 
-def test_stages_are_listed_and_refusals_say_why():
+def test_stages_are_listed_and_refusals_have_a_reason():
     assert "1x24+2x32+4x48+2x64" in str(catalogue.describe("test_convnext"))
     refused = catalogue.describe("vgg11")
     assert refused.widths == ()
-    assert "not adapted: where the blocks of VGG are is not known. Give them with blocks=[...]" in str(refused)
+    assert "not supported: rein does not know the blocks of VGG. Pass them with blocks=[...]" in str(refused)
 
 
-def test_the_command_prints_a_line_for_each_and_the_counts(capsys):
+def test_the_command_prints_a_line_for_each_model_and_the_counts(capsys):
     assert main(["backbones", "*dinov2*"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 9
-    assert lines[-1] == "8 adapted, 0 not, of 8"
+    assert lines[-1] == "8 of 8 supported, 0 not"
     assert main(["backbones", "vit_small_patch14_dinov2.lvd142m"]) == 0
     assert "684,033" in capsys.readouterr().out
 
@@ -40,9 +40,12 @@ def test_the_pocket_backbone_is_listed_by_its_name(capsys):
     assert "8 blocks 8x144" in capsys.readouterr().out
 
 
-def test_an_unknown_pattern_is_one_line(capsys):
+def test_an_unknown_pattern_prints_one_line(capsys):
     assert main(["backbones", "nosuch*"]) == 2
-    assert capsys.readouterr().err == "rein: timm has no model 'nosuch*'; patterns are shell-style: '*dinov2*'.\n"
+    assert (
+        capsys.readouterr().err
+        == "rein: timm has no model 'nosuch*'; expected a name or a shell-style pattern, such as '*dinov2*'.\n"
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes")

@@ -1,4 +1,4 @@
-"""The file: exact round trips, and every refusal, each of which must leave the model as it was."""
+"""Adapter files: exact round trips, and errors that leave the model unchanged."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rein
-from models import build, images, strong
+from models import amplify_adapter, build, images
 from rein import checkpoint
 
 SMALL = rein.ReinConfig(num_tokens=6, rank=2, query_dim=8)
 
 
 def wrapped(family="vit", config=SMALL, seed=0):
-    return strong(rein.wrap(build(family, seed), config))
+    return amplify_adapter(rein.wrap(build(family, seed), config))
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def saved(tmp_path):
     return model, tmp_path / "adapter.safetensors"
 
 
-def rewritten(path, tensors=None, drop=(), **metadata):
-    """The file with other contents and a digest that fits them: what a careless or newer writer might have left."""
+def rewrite(path, tensors=None, drop=(), **metadata):
+    """Change the content of the file and update its digest, as another writer could."""
     with safe_open(path, "pt") as file:
         old = file.metadata()
     tensors = load_file(path) if tensors is None else tensors
@@ -48,7 +48,7 @@ def test_loading_gives_the_saved_outputs_bit_for_bit(saved, start):
     assert all(torch.equal(a, b) for a, b in zip(model.rein.parameters(), other.rein.parameters(), strict=True))
 
 
-def test_the_file_holds_the_adapter_alone_under_its_own_names(saved):
+def test_the_file_has_the_tensors_of_the_adapter_only(saved):
     model, path = saved
     tensors = load_file(path)
     assert tensors.keys() == model.rein.state_dict().keys()
@@ -75,7 +75,7 @@ class Transpose(nn.Module):
         rein.ReinConfig(num_tokens=3, rank=2, query_dim=4, share=False),
     ],
 )
-def test_every_configuration_comes_back(tmp_path, config):
+def test_every_configuration_is_restored(tmp_path, config):
     model = rein.wrap(build("vit"), config)
     rein.save(model, tmp_path / "a.safetensors")
     other = rein.load(build("vit"), tmp_path / "a.safetensors")
@@ -97,7 +97,7 @@ def test_loading_into_a_wrapped_model_keeps_parameters_hooks_and_compiled_code(s
     assert other.rein_injection.hooks is hooks
 
 
-def test_loading_leaves_the_random_state_alone(saved):
+def test_loading_keeps_the_random_state(saved):
     _, path = saved
     other = build("vit")
     before = torch.get_rng_state()
@@ -105,19 +105,19 @@ def test_loading_leaves_the_random_state_alone(saved):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_blocks_that_were_chosen_are_chosen_again(tmp_path):
-    model = strong(rein.wrap(build("vit"), SMALL, blocks=["blocks.1", "blocks.3"]))
+def test_loading_restores_chosen_blocks(tmp_path):
+    model = amplify_adapter(rein.wrap(build("vit"), SMALL, blocks=["blocks.1", "blocks.3"]))
     rein.save(model, tmp_path / "a.safetensors")
     other = rein.load(build("vit"), tmp_path / "a.safetensors")
-    assert [site.path for site in other.rein_injection.sites] == ["blocks.1", "blocks.3"]
+    assert [block.path for block in other.rein_injection.blocks] == ["blocks.1", "blocks.3"]
     assert torch.equal(other(images()), model(images()))
 
 
-def test_prefix_rows_that_were_given_are_given_again(tmp_path):
-    model = strong(rein.wrap(build("vit"), SMALL, num_prefix_tokens=3))
+def test_loading_restores_a_given_number_of_prefix_tokens(tmp_path):
+    model = amplify_adapter(rein.wrap(build("vit"), SMALL, num_prefix_tokens=3))
     rein.save(model, tmp_path / "a.safetensors")
     other = rein.load(build("vit"), tmp_path / "a.safetensors")
-    assert {site.num_prefix_tokens for site in other.rein_injection.sites} == {3}
+    assert {block.num_prefix_tokens for block in other.rein_injection.blocks} == {3}
     assert torch.equal(other(images()), model(images()))
 
 
@@ -130,7 +130,7 @@ def test_saving_through_a_link_keeps_the_link(saved):
     rein.load(build("vit"), path)
 
 
-def test_a_crash_while_writing_leaves_the_older_file_whole(saved, monkeypatch):
+def test_an_error_while_writing_keeps_the_previous_file(saved, monkeypatch):
     model, path = saved
     before = path.read_bytes()
     with torch.no_grad():
@@ -146,15 +146,15 @@ def test_a_crash_while_writing_leaves_the_older_file_whole(saved, monkeypatch):
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def test_a_missing_folder_is_reported(tmp_path):
+def test_saving_into_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(rein.CheckpointError, match=r"cannot write .*: No such file or directory"):
         rein.save(wrapped(), tmp_path / "nowhere" / "a.safetensors")
 
 
-def test_a_saved_file_has_the_ordinary_permissions(saved):
+def test_a_saved_file_has_default_permissions(saved):
     _, path = saved
-    (path.parent / "ordinary").touch()
-    assert path.stat().st_mode == (path.parent / "ordinary").stat().st_mode
+    (path.parent / "default").touch()
+    assert path.stat().st_mode == (path.parent / "default").stat().st_mode
 
 
 def truncate(path):
@@ -167,7 +167,7 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
-def retouch_the_header(path):
+def edit_the_header(path):
     content = path.read_bytes()
     assert content.count(b'\\"use_softmax\\": true') == 1
     path.write_bytes(content.replace(b'\\"use_softmax\\": true', b'\\"use_softmax\\": null'))
@@ -177,16 +177,16 @@ def config_json(**changes):
     return json.dumps({**SMALL.to_dict(), **changes})
 
 
-def without_scale(path):
-    rewritten(path, {k: v for k, v in load_file(path).items() if k != "scale"})
+def remove_scale(path):
+    rewrite(path, {k: v for k, v in load_file(path).items() if k != "scale"})
 
 
-def with_more(path):
-    rewritten(path, {**load_file(path), "bonus": torch.zeros(2)})
+def add_a_tensor(path):
+    rewrite(path, {**load_file(path), "bonus": torch.zeros(2)})
 
 
-def with_other_shape(path):
-    rewritten(path, {**load_file(path), "tokens_a": torch.zeros(4, 5, 2)})
+def change_a_shape(path):
+    rewrite(path, {**load_file(path), "tokens_a": torch.zeros(4, 5, 2)})
 
 
 DAMAGE = {
@@ -194,37 +194,40 @@ DAMAGE = {
     "empty": (lambda path: path.write_bytes(b""), "not a complete safetensors file"),
     "truncated": (truncate, "not a complete safetensors file"),
     "flipped bit": (flip_a_bit, "altered or damaged"),
-    "retouched header": (retouch_the_header, "altered or damaged"),
+    "edited header": (edit_the_header, "altered or damaged"),
     "missing": (lambda path: path.unlink(), "cannot read"),
-    "another library's": (lambda path: save_file({"weight": torch.zeros(2)}, path), "not one that rein wrote"),
-    "newer format": (lambda path: rewritten(path, rein_format="2"), "has format version 2, this rein reads version 1; upgrade"),
-    "unknown kind": (lambda path: rewritten(path, kind='"garden"'), "header that this rein .* cannot read: its kind is 'garden'"),
+    "another library's": (lambda path: save_file({"weight": torch.zeros(2)}, path), "that rein did not write"),
+    "newer format": (lambda path: rewrite(path, rein_format="2"), "has format version 2, rein .* reads version 1; upgrade"),
+    "unknown kind": (lambda path: rewrite(path, kind='"garden"'), "header that rein .* cannot read: kind is 'garden', expected"),
     "unknown config key": (
-        lambda path: rewritten(path, config=config_json(depth=3)),
+        lambda path: rewrite(path, config=config_json(depth=3)),
         r"cannot read: unknown ReinConfig keys \['depth'\]",
     ),
-    "bad config value": (lambda path: rewritten(path, config=config_json(rank=0)), "cannot read: ReinConfig.rank is 0"),
-    "header without backbone": (lambda path: rewritten(path, drop=("backbone",)), "cannot read: it does not say which backbone"),
-    "header without config": (lambda path: rewritten(path, drop=("config",)), "cannot read: it has no adapter configuration"),
+    "bad config value": (lambda path: rewrite(path, config=config_json(rank=0)), "cannot read: ReinConfig.rank is 0"),
+    "header without backbone": (lambda path: rewrite(path, drop=("backbone",)), "cannot read: backbone has no architecture name"),
+    "header without config": (lambda path: rewrite(path, drop=("config",)), "cannot read: config is missing"),
     "header without widths": (
-        lambda path: rewritten(path, backbone='{"architecture": "VisionTransformer", "widths": 1}'),
-        "cannot read: its facts about the backbone's blocks are not one per block",
+        lambda path: rewrite(path, backbone='{"architecture": "VisionTransformer", "widths": 1}'),
+        "cannot read: backbone must have lists blocks, widths and num_prefix_tokens of equal length",
     ),
-    "segmenter without head": (lambda path: rewritten(path, kind='"segmenter"', head="[]"), "does not say how to build its head"),
+    "segmenter without head": (
+        lambda path: rewrite(path, kind='"segmenter"', head="[]"),
+        r"cannot read: head is \[\], expected a dictionary with name, arguments and indices",
+    ),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "cannot read .*: it is a folder"),
-    "missing tensor": (without_scale, "does not match: missing: scale"),
-    "extra tensor": (with_more, "does not match: unexpected: bonus"),
-    "wrong shape": (with_other_shape, r"does not match: wrong shape: tokens_a is \(4, 5, 2\), wanted \(4, 6, 2\)"),
+    "missing tensor": (remove_scale, "does not match: missing: scale"),
+    "extra tensor": (add_a_tensor, "does not match: unexpected: bonus"),
+    "wrong shape": (change_a_shape, r"does not match: wrong shape: tokens_a is \(4, 5, 2\), expected \(4, 6, 2\)"),
 }
 
 
 @pytest.mark.parametrize("start", ["bare", "wrapped"])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_bad_file_is_refused_before_anything_is_changed(saved, damage, start):
+def test_an_invalid_file_is_an_error_and_the_model_stays_unchanged(saved, damage, start):
     _, path = saved
-    spoil, message = DAMAGE[damage]
-    spoil(path)
-    model = build("vit") if start == "bare" else strong(rein.wrap(build("vit", seed=3), SMALL))
+    damage_file, message = DAMAGE[damage]
+    damage_file(path)
+    model = build("vit") if start == "bare" else amplify_adapter(rein.wrap(build("vit", seed=3), SMALL))
     before, x = {k: v.clone() for k, v in model.state_dict().items()}, images()
     expected, trains = model(x), [p.requires_grad for p in model.parameters()]
     with pytest.raises(rein.CheckpointError, match=message):
@@ -240,21 +243,21 @@ BACKBONES = {
         lambda: timm.create_model("test_vit", num_classes=0),
         "was trained on VisionTransformer, the model is test_vit",
     ),
-    "another width": (lambda: build("vit", embed_dim=64), r"its widths per block are \[32, 32, 32, 32\], the model's are \[64,"),
+    "another width": (lambda: build("vit", embed_dim=64), r"the file has widths \[32, 32, 32, 32\], the model has \[64,"),
     "fewer blocks": (lambda: build("vit", depth=3), "'blocks.3', which is not in the model"),
-    "other prefix rows": (lambda: build("vit without class token"), r"its num_prefix_tokens per block are \[1, 1, 1, 1\]"),
+    "other prefix tokens": (lambda: build("vit without class token"), r"the file has num_prefix_tokens \[1, 1, 1, 1\]"),
     "another family": (lambda: build("eva02"), "was trained on VisionTransformer, the model is Eva"),
     "another configuration": (lambda: rein.wrap(build("vit"), rein.ReinConfig(rank=3)), r"call rein.unwrap\(model\) first"),
     "other blocks of the same width": (
         lambda: rein.wrap(build("vit", depth=5), SMALL, blocks=[f"blocks.{i}" for i in (0, 1, 2, 4)]),
-        r"its blocks per block are \['blocks.0', .*'blocks.3'\], the model's",
+        r"the file has blocks \['blocks.0', .*'blocks.3'\], the model has",
     ),
-    "wrapped elsewhere": (lambda: rein.wrap(build("vit"), SMALL, blocks=["blocks.0"]), r"the model's are \[32\]"),
+    "fewer wrapped blocks": (lambda: rein.wrap(build("vit"), SMALL, blocks=["blocks.0"]), r"the model has \[32\]"),
 }
 
 
 @pytest.mark.parametrize("case", BACKBONES)
-def test_a_file_for_another_backbone_is_refused(saved, case):
+def test_a_file_for_another_backbone_is_an_error(saved, case):
     _, path = saved
     make, message = BACKBONES[case]
     model = make()
@@ -264,7 +267,7 @@ def test_a_file_for_another_backbone_is_refused(saved, case):
     assert list(model.state_dict()) == keys
 
 
-def test_the_architecture_alone_can_be_overruled(saved):
+def test_strict_false_accepts_another_architecture_name(saved):
     model, path = saved
     other = build("vit")
     other.pretrained_cfg = {"architecture": "the_same_under_another_name"}

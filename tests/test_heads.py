@@ -1,4 +1,4 @@
-"""The contract of every head: a new head is a new row."""
+"""Tests that every head must pass: a new head is one new entry of `HEADS`."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_logits_have_one_channel_per_class(name, num_classes):
 @pytest.mark.parametrize(
     "sizes", [((16, 24), (8, 12), (4, 6), (2, 3)), ((7, 5), (7, 5), (7, 5), (7, 5)), ((15, 9), (8, 5), (4, 3), (2, 2))]
 )
-def test_pyramids_and_odd_sizes_are_taken(name, sizes):
+def test_pyramids_and_odd_sizes_are_accepted(name, sizes):
     head = make(name)
     logits = head(maps_for(head, sizes), queries_for(head))
     assert torch.isfinite(logits).all()
@@ -81,14 +81,14 @@ def test_every_parameter_gets_a_gradient_and_the_loss_falls(name):
 
 
 @every_head
-def test_ignored_pixels_do_not_count_and_all_ignored_is_zero(name):
+def test_the_loss_ignores_pixels_of_255_and_is_zero_if_all_are_ignored(name):
     head = make(name).eval()
     maps, labels = maps_for(head), torch.zeros(2, 32, 48, dtype=torch.long)
     labels[:, :, 24:] = 255
-    if "mask2former" not in name:  # whose loss is that of a set of masks
+    if "mask2former" not in name:  # its loss is not a cross-entropy per pixel
         logits = torch.nn.functional.interpolate(head(maps), (32, 48), mode="bilinear")
-        by_hand = -logits.log_softmax(1)[:, 0, :, :24].mean()
-        assert head.loss(maps, labels).item() == pytest.approx(by_hand.item(), rel=1e-5)
+        expected = -logits.log_softmax(1)[:, 0, :, :24].mean()
+        assert head.loss(maps, labels).item() == pytest.approx(expected.item(), rel=1e-5)
     loss = head.loss(maps, torch.full_like(labels, 255), queries_for(head))
     loss.backward()
     assert loss.item() == 0
@@ -96,7 +96,7 @@ def test_ignored_pixels_do_not_count_and_all_ignored_is_zero(name):
 
 
 @every_head
-def test_a_head_can_be_built_again_from_its_arguments(name):
+def test_arguments_build_an_identical_head(name):
     head = make(name).eval()
     again = type(head)(**head.arguments).eval()
     again.load_state_dict(head.state_dict())
@@ -104,10 +104,10 @@ def test_a_head_can_be_built_again_from_its_arguments(name):
 
 
 @every_head
-def test_maps_that_do_not_fit_are_refused(name):
+def test_maps_that_do_not_fit_are_an_error(name):
     head = make(name)
     maps = maps_for(head)
-    with pytest.raises(InputError, match=r"wants maps \(B, C, h, w\) with C = \[12.*got shapes"):
+    with pytest.raises(InputError, match=r"expects maps \(B, C, h, w\) with C = \[12.*got shapes"):
         head([m[:, :7] for m in maps])
     with pytest.raises(InputError, match="got shapes"):
         head([*maps, maps[0]])
@@ -116,7 +116,7 @@ def test_maps_that_do_not_fit_are_refused(name):
 
 
 @pytest.mark.parametrize(("channels", "classes"), [([], 5), ([12, 0], 5), (12, 0), (12, 256), ("12", 5), (12, "5")])
-def test_impossible_heads_are_refused(channels, classes):
+def test_invalid_channels_or_classes_are_an_error(channels, classes):
     with pytest.raises(InputError, match="must be"):
         heads.LinearHead(channels, classes)
 
@@ -127,22 +127,22 @@ def test_a_constant_map_stays_constant_through_the_pyramid():
     assert [tuple(m.shape[-2:]) for m in maps] == [(24, 40), (12, 20), (6, 10), (3, 5)]
     assert all(torch.equal(m, torch.full_like(m, i)) for i, m in enumerate(maps))
     assert [tuple(m.shape[-2:]) for m in pyramid([torch.zeros(1, 2, 1, 1)] * 4)] == [(4, 4), (2, 2), (1, 1), (1, 1)]
-    with pytest.raises(InputError, match="4 scales wants as many maps; got 3"):
+    with pytest.raises(InputError, match="FeaturePyramid expects 4 maps, one per scale, got 3"):
         pyramid(maps[:3])
 
 
 @every_head
-def test_logits_come_at_any_size(name):
+def test_predict_gives_logits_of_any_size(name):
     head = make(name).eval()
     maps, queries = maps_for(head), queries_for(head)
     assert head.predict(maps, (33, 50), queries).shape == (2, 5, 33, 50)
-    own = head(maps, queries)
-    assert torch.allclose(head.predict(maps, tuple(own.shape[-2:]), queries), own, atol=1e-5)
+    logits = head(maps, queries)
+    assert torch.allclose(head.predict(maps, tuple(logits.shape[-2:]), queries), logits, atol=1e-5)
 
 
 @every_head
 @pytest.mark.filterwarnings("ignore")
-def test_half_precision_autocast_trains(name):
+def test_a_head_trains_under_half_precision_autocast(name):
     head = make(name)
     with torch.autocast("cpu", torch.bfloat16):
         loss = head.loss(maps_for(head), torch.zeros(2, 32, 48, dtype=torch.long), queries_for(head))
@@ -152,7 +152,7 @@ def test_half_precision_autocast_trains(name):
 
 @every_head
 @pytest.mark.filterwarnings("ignore")
-def test_a_head_compiles_as_a_whole(name):
+def test_a_head_compiles_without_graph_breaks(name):
     head = make(name).eval()
     torch._dynamo.reset()
     compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
@@ -161,7 +161,7 @@ def test_a_head_compiles_as_a_whole(name):
         assert torch.allclose(compiled(maps_for(head), queries_for(head)), expected, atol=1e-4)
 
 
-def test_a_missing_decoder_library_says_what_to_install(monkeypatch):
+def test_a_missing_library_is_an_error_with_the_extra_to_install(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch.decoders.dpt.decoder", None)
@@ -175,21 +175,24 @@ def test_a_missing_decoder_library_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"decoder": "nosuch"}, "there is no decoder 'nosuch'; there are dpt, upernet, segformer, fpn"),
-        ({"in_channels": [12] * 3}, "wants four maps"),
+        ({"decoder": "nosuch"}, "decoder is 'nosuch'; expected one of dpt, upernet, segformer, fpn"),
+        ({"in_channels": [12] * 3}, "expects four maps"),
         ({"options": {"colour": 3}}, "cannot be built with options"),
         ({"decoder": "fpn", "options": {"merge_policy": "foo"}}, "cannot be built with options"),
-        ({"options": {"encoder_output_strides": [4, 8, 16, 32], "readout": "cat"}}, "encoder_output_strides, readout .* follow"),
+        (
+            {"options": {"encoder_output_strides": [4, 8, 16, 32], "readout": "cat"}},
+            "encoder_output_strides, readout .* are set from",
+        ),
         ({"dropout": 2}, "dropout is 2"),
     ],
 )
-def test_impossible_decoders_are_refused(settings, message):
+def test_invalid_decoder_settings_are_an_error(settings, message):
     with pytest.raises(InputError, match=message):
         heads.DecoderHead(**{"in_channels": [12] * 4, "num_classes": 5, **settings})
 
 
 @every_head
-def test_a_single_small_image_trains(name):
+def test_a_head_trains_on_a_single_small_image(name):
     head = make(name).train()
     loss = head.loss([m[:1] for m in maps_for(head, ((1, 1),) * 4)], torch.zeros(1, 8, 8, dtype=torch.uint8), queries_for(head))
     loss.backward()
@@ -198,7 +201,7 @@ def test_a_single_small_image_trains(name):
 
 
 @every_head
-def test_double_precision_stays(name):
+def test_a_head_in_double_precision_gives_double_precision(name):
     head = make(name).double()
     maps, queries = [m.double() for m in maps_for(head)], queries_for(head)
     queries = queries if queries is None else queries.double()

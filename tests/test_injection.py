@@ -1,4 +1,4 @@
-"""The contract of `rein.wrap`, promise by promise, on families that differ in output or blocks; `test_families` asks all of them."""
+"""The contract of `rein.wrap`, on families with different outputs or blocks; `test_families` covers every family."""
 
 import copy
 import pickle
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import rein
-from models import PREFIX_ROWS, blocks_of, build, images, strong
+from models import PREFIX_TOKENS, amplify_adapter, build, get_blocks, images
 from rein.errors import WrapError
 
 every_family = pytest.mark.parametrize("family", ["vit", "vit with registers", "eva02", "sam", "tnt", "xcit", "naflex"])
@@ -19,13 +19,13 @@ SMALL = rein.ReinConfig(num_tokens=6, rank=2, query_dim=8)
 
 
 def wrapped(family, config=SMALL, **settings):
-    return strong(rein.wrap(build(family, **settings), config))
+    return amplify_adapter(rein.wrap(build(family, **settings), config))
 
 
 def block_outputs(model, x):
-    """What every block hands on, after all hooks."""
+    """The output of every block, after all hooks."""
     outputs = []
-    handles = [block.register_forward_hook(lambda module, args, output: outputs.append(output)) for block in blocks_of(model)]
+    handles = [block.register_forward_hook(lambda module, args, output: outputs.append(output)) for block in get_blocks(model)]
     try:
         model.forward_features(x)
     finally:
@@ -61,23 +61,23 @@ def test_every_feature_path_is_refined(family):
 
 
 @every_family
-def test_refinement_is_the_adapter_on_the_patch_rows_and_prefix_rows_pass_bit_for_bit(family):
+def test_the_adapter_refines_patch_tokens_and_prefix_tokens_stay_bit_identical(family):
     bare, model, x = build(family).requires_grad_(False), wrapped(family), images()
     plain, refined = block_outputs(bare, x)[0], block_outputs(model, x)[0]
-    if isinstance(plain, tuple):  # TNT: pixel tokens, which pass, and patch tokens
+    if isinstance(plain, tuple):  # TNT: (pixel tokens, patch tokens); pixel tokens pass through
         assert torch.equal(plain[0], refined[0])
         plain, refined = plain[1], refined[1]
-    prefix = PREFIX_ROWS[family][0]
+    prefix = PREFIX_TOKENS[family][0]
     assert torch.equal(refined[:, :prefix], plain[:, :prefix])
     assert torch.equal(refined[:, prefix:], model.rein(plain[:, prefix:], 0))
     assert not torch.equal(refined[:, prefix:], plain[:, prefix:])
 
 
-def test_prefix_rows_are_measured_and_not_read():
+def test_prefix_tokens_are_measured_and_not_read_from_the_model():
     model = build("vit")
-    model.num_prefix_tokens = 7  # a lie
+    model.num_prefix_tokens = 7  # wrong on purpose
     rein.wrap(model, SMALL)
-    assert {site.num_prefix_tokens for site in model.rein_injection.sites} == {1}
+    assert {block.num_prefix_tokens for block in model.rein_injection.blocks} == {1}
 
 
 @every_family
@@ -104,7 +104,7 @@ def test_training_mode_leaves_the_frozen_part_deterministic(family):
     assert torch.equal(model(x), expected)
 
 
-def test_batch_norm_statistics_of_the_frozen_part_do_not_move():
+def test_batch_norm_statistics_of_the_frozen_part_do_not_change():
     model = build("vit")
     model.blocks[1].norm1 = nn.Sequential(norm := _TokenBatchNorm(32))
     rein.wrap(model, SMALL).train()
@@ -138,9 +138,9 @@ def test_an_attached_head_and_unfrozen_layers_train():
 
 
 @every_family
-def test_disabled_and_unwrap_give_the_bare_outputs_bit_for_bit(family):
+def test_outputs_in_disabled_and_after_unwrap_are_bit_identical_to_the_bare_ones(family):
     bare, model, x = build(family), wrapped(family), images()
-    # torch takes other kernels for weights that need a gradient, so a frozen model is compared with a frozen one
+    # torch uses other kernels for weights that require a gradient, so compare a frozen model with a frozen one
     expected_frozen, expected, refined = build(family).requires_grad_(False)(x), bare(x), model(x)
     with rein.disabled(model):
         assert torch.equal(model(x), expected_frozen)
@@ -155,7 +155,7 @@ def test_disabled_and_unwrap_give_the_bare_outputs_bit_for_bit(family):
     rein.wrap(model, SMALL)
 
 
-def test_disabled_comes_back_after_an_error():
+def test_disabled_ends_after_an_error():
     model, x = wrapped("vit"), images()
     refined = model(x)
     with pytest.raises(RuntimeError, match="on purpose"), rein.disabled(model):
@@ -164,7 +164,7 @@ def test_disabled_comes_back_after_an_error():
 
 
 @pytest.mark.parametrize("leave", ["unwrap", "disabled"])
-def test_requires_grad_and_modes_are_given_back_as_found(leave):
+def test_requires_grad_and_modes_are_restored(leave):
     model = build("vit with drop path").train()
     model.blocks[1].eval()
     model.blocks[0].mlp.requires_grad_(False)
@@ -187,7 +187,7 @@ def test_requires_grad_and_modes_are_given_back_as_found(leave):
     assert state() == found
 
 
-def test_wrap_draws_nothing_but_the_adapter_from_the_random_state():
+def test_wrap_draws_only_the_adapter_from_the_random_state():
     torch.manual_seed(3)
     adapter = rein.ReinAdapter(32, 4, SMALL, patch_size=8)
     after = torch.get_rng_state()
@@ -195,8 +195,8 @@ def test_wrap_draws_nothing_but_the_adapter_from_the_random_state():
     torch.manual_seed(3)
     rein.wrap(model, SMALL)
     assert torch.equal(torch.get_rng_state(), after)
-    for ours, alone in zip(model.rein.parameters(), adapter.parameters(), strict=True):
-        assert torch.equal(ours, alone)
+    for injected, standalone in zip(model.rein.parameters(), adapter.parameters(), strict=True):
+        assert torch.equal(injected, standalone)
 
 
 @every_family
@@ -214,7 +214,7 @@ def test_a_deep_copy_uses_its_own_adapter(family):
     assert torch.equal(model(x), expected)
 
 
-def test_timm_ema_follows_the_adapter_alone():
+def test_timm_ema_changes_only_the_adapter():
     from timm.utils import ModelEmaV3
 
     model, x = wrapped("vit"), images()
@@ -227,13 +227,13 @@ def test_timm_ema_follows_the_adapter_alone():
     assert not torch.allclose(ema.module(x), before)
 
 
-def test_a_copy_of_the_adapter_does_not_drag_the_backbone_along():
+def test_a_copy_of_the_adapter_does_not_contain_the_backbone():
     model = wrapped("vit")
     assert len(pickle.dumps(copy.deepcopy(model.rein))) < 2 * sum(p.nbytes for p in model.rein.parameters()) + 20_000
 
 
-def test_a_pickle_works_in_a_fresh_process_where_hooks_are_added(tmp_path):
-    for _ in range(3):  # our hooks' numbers are low, as a fresh process would give them again
+def test_an_unpickled_model_keeps_its_hooks_when_a_new_process_adds_others(tmp_path):
+    for _ in range(3):  # low hook ids, which a new process assigns again
         model, x = wrapped("vit"), images()
     torch.save(model, tmp_path / "model.pt")
     torch.save((x, model(x)), tmp_path / "expected.pt")
@@ -247,7 +247,7 @@ def test_a_pickle_works_in_a_fresh_process_where_hooks_are_added(tmp_path):
         for _ in range(50):
             for block in model.blocks:
                 block.register_forward_hook(lambda module, args, output: seen.append(len(output)))
-        assert torch.equal(model(x), expected), "our hooks were overwritten"
+        assert torch.equal(model(x), expected), "the hooks of rein were overwritten"
         assert len(seen) == 50 * len(model.blocks)
         with torch.no_grad():
             model.rein.scale.zero_()
@@ -275,7 +275,7 @@ def test_gradient_checkpointing_gives_equal_gradients(family):
         assert torch.equal(checkpointed[name], gradient), name
 
 
-def test_a_model_that_checkpoints_already_can_be_wrapped():
+def test_a_model_with_gradient_checkpointing_can_be_wrapped():
     model = build("vit")
     model.set_grad_checkpointing(True)
     rein.wrap(model, SMALL)(images()).sum().backward()
@@ -283,19 +283,19 @@ def test_a_model_that_checkpoints_already_can_be_wrapped():
 
 
 @every_family
-def test_compiling_the_full_graph_agrees_and_follows_disabled(family):
+def test_a_compiled_full_graph_agrees_with_eager_mode_and_respects_disabled(family):
     model, x = wrapped(family), images()
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(x), model(x), atol=1e-6)
     with rein.disabled(model):
         assert torch.allclose(compiled(x), model(x), atol=1e-6)
-    with torch.no_grad():  # exchanged weights, same graph
+    with torch.no_grad():  # changed weights, same graph
         model.rein.scale.add_(0.25)
     assert torch.allclose(compiled(x), model(x), atol=1e-6)
 
 
-def test_compiling_with_autocast_and_gradients_has_no_breaks():
+def test_compiling_with_autocast_and_gradients_has_no_graph_breaks():
     model, x = wrapped("vit"), images()
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -316,11 +316,11 @@ def test_the_adapter_stays_float32_beside_a_half_precision_backbone(dtype, order
     if order == "before":
         torch.manual_seed(0)
         build("vit")
-        model = strong(rein.wrap(model.to(dtype), SMALL))
+        model = amplify_adapter(rein.wrap(model.to(dtype), SMALL))
     else:
         torch.manual_seed(0)
         build("vit")
-        model = strong(rein.wrap(model, SMALL))
+        model = amplify_adapter(rein.wrap(model, SMALL))
         exact = [p.clone() for p in model.rein.parameters()]
         model.to(dtype)
         assert all(torch.equal(a, b) for a, b in zip(exact, model.rein.parameters(), strict=True))
@@ -349,21 +349,21 @@ def test_a_model_on_the_meta_device_can_be_wrapped_and_counted():
 def test_wrapping_twice_is_refused():
     model, x = wrapped("vit"), images()
     expected = model(x)
-    with pytest.raises(WrapError, match="wrapped already; rein.load"):
+    with pytest.raises(WrapError, match="already wrapped; rein.load"):
         rein.wrap(model)
     outer = nn.Sequential(model)
-    with pytest.raises(WrapError, match="wrapped already, through another module"):
+    with pytest.raises(WrapError, match="already wrapped through another module"):
         rein.wrap(outer, blocks=list(model.blocks), num_prefix_tokens=1)
     assert torch.equal(model(x), expected)
 
 
-@pytest.mark.parametrize("way", ["function", "method", "block"])
-def test_a_compiled_model_is_refused(way):
+@pytest.mark.parametrize("compiled", ["with torch.compile", "in place", "one block"])
+def test_a_compiled_model_is_refused(compiled):
     model = build("vit")
     target = model
-    if way == "function":
+    if compiled == "with torch.compile":
         target = torch.compile(model)
-    elif way == "method":
+    elif compiled == "in place":
         model.compile()
     else:
         model.blocks[1] = torch.compile(model.blocks[1])
@@ -381,12 +381,12 @@ def test_an_attribute_called_rein_is_not_overwritten():
 
 
 @pytest.mark.parametrize("call", [rein.unwrap, rein.summary, lambda model: rein.save(model, "never.safetensors")])
-def test_a_bare_model_is_refused_where_a_wrapped_one_is_wanted(call):
+def test_a_bare_model_is_refused_where_a_wrapped_one_is_expected(call):
     with pytest.raises(WrapError, match=r"not wrapped; call rein.wrap\(model\) first"):
         call(build("vit"))
 
 
-def test_an_unknown_class_is_refused_until_its_blocks_are_given():
+def test_an_unknown_class_is_refused_unless_its_blocks_are_passed():
     class Encoder(nn.Module):
         def __init__(self):
             super().__init__()
@@ -399,23 +399,23 @@ def test_an_unknown_class_is_refused_until_its_blocks_are_given():
             return x
 
     model, x = Encoder(), images()
-    with pytest.raises(rein.UnsupportedBackboneError, match=r"where the blocks of Encoder are is not known.*blocks=\[...\]"):
+    with pytest.raises(rein.UnsupportedBackboneError, match=r"rein does not know the blocks of Encoder.*blocks=\[...\]"):
         rein.wrap(model)
     with pytest.raises(rein.UnsupportedBackboneError, match="'layers.7', which is not in the model"):
         rein.wrap(model, blocks=["layers.7"])
-    with pytest.raises(rein.UnsupportedBackboneError, match=r"must name at least one block, and none twice"):
+    with pytest.raises(rein.UnsupportedBackboneError, match="expected at least one block, and each block once"):
         rein.wrap(model, blocks=["layers.0", "layers.0"])
-    with pytest.raises(rein.UnsupportedBackboneError, match="must be a list"):
+    with pytest.raises(rein.UnsupportedBackboneError, match="blocks is 'layers.0'; expected a list"):
         rein.wrap(model, blocks="layers.0")
     assert all(p.requires_grad for p in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
     expected = model(x)
-    strong(rein.wrap(model, blocks=["layers.0", model.layers[2]], num_prefix_tokens=0))
+    amplify_adapter(rein.wrap(model, blocks=["layers.0", model.layers[2]], num_prefix_tokens=0))
     assert model.rein.num_layers == 2
     assert not torch.allclose(model(x), expected)
 
 
-def test_a_backbone_that_cannot_be_measured_is_refused_and_left_as_it_was():
+def test_a_backbone_that_cannot_be_measured_is_refused_and_unchanged():
     model = build("vit").train()
     model.blocks[1].forward = lambda x: x.nonexistent
     with pytest.raises(rein.UnsupportedBackboneError, match="could not be measured.*nonexistent"):
@@ -426,13 +426,13 @@ def test_a_backbone_that_cannot_be_measured_is_refused_and_left_as_it_was():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_patch_dropout_that_the_user_turns_on_again_is_no_obstacle():
+def test_patch_dropout_can_be_turned_on_again():
     model = wrapped("vit with patch dropout").train()
     model.patch_drop.training = True
     assert model.forward_features(images()).shape[1] == 1 + 8
 
 
-def test_a_copy_that_was_made_inside_disabled_is_enabled():
+def test_a_copy_made_inside_disabled_is_enabled():
     model, x = wrapped("vit"), images()
     with rein.disabled(model):
         twin, again = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
@@ -442,13 +442,13 @@ def test_a_copy_that_was_made_inside_disabled_is_enabled():
 
 def test_unwrapping_inside_disabled_is_refused():
     model = wrapped("vit")
-    with rein.disabled(model), pytest.raises(WrapError, match="inside rein.disabled; leave that first"):
+    with rein.disabled(model), pytest.raises(WrapError, match="inside rein.disabled; leave that context first"):
         rein.unwrap(model)
     rein.unwrap(model)
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_requires_grad_comes_back_to_parameters_that_were_replaced():
+def test_requires_grad_is_restored_on_parameters_that_were_replaced():
     model = wrapped("vit")
     model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
     model.set_input_size((64, 32))
@@ -456,7 +456,7 @@ def test_requires_grad_comes_back_to_parameters_that_were_replaced():
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_an_interrupted_wrap_leaves_the_model_as_it_was(monkeypatch):
+def test_an_interrupted_wrap_leaves_the_model_unchanged(monkeypatch):
     def interrupt(self):
         raise KeyboardInterrupt
 
@@ -473,8 +473,8 @@ def test_an_interrupted_wrap_leaves_the_model_as_it_was(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((build("vit"), {"rank": 4}), r"config is \{'rank': 4\}; it must be a rein.ReinConfig"),
-        (("vit",), "wants a torch.nn.Module; got str"),
+        ((build("vit"), {"rank": 4}), r"config is \{'rank': 4\}; expected a rein.ReinConfig"),
+        (("vit",), "expects a torch.nn.Module, got str"),
     ],
 )
 def test_arguments_of_the_wrong_type_are_refused(arguments, message):
@@ -482,10 +482,10 @@ def test_arguments_of_the_wrong_type_are_refused(arguments, message):
         rein.wrap(*arguments)
 
 
-def test_blocks_out_of_order_and_counts_that_are_none_are_refused():
-    with pytest.raises(rein.UnsupportedBackboneError, match="but they run in the order"):
+def test_blocks_out_of_order_and_a_count_of_the_wrong_type_are_refused():
+    with pytest.raises(rein.UnsupportedBackboneError, match="but the blocks run in the order"):
         rein.wrap(build("vit"), blocks=["blocks.2", "blocks.0"])
-    with pytest.raises(rein.UnsupportedBackboneError, match="num_prefix_tokens is '1'; it must be a whole number"):
+    with pytest.raises(rein.UnsupportedBackboneError, match="num_prefix_tokens is '1'; expected an int"):
         rein.wrap(build("vit"), num_prefix_tokens="1")
 
 
@@ -494,7 +494,7 @@ def test_wrapping_in_inference_mode_is_refused():
         rein.wrap(build("vit"))
 
 
-def test_a_segmenter_points_to_its_backbone():
+def test_the_error_for_a_segmenter_points_to_its_backbone():
     model = rein.Segmenter(wrapped("vit"), rein.heads.LinearHead(32, 2))
-    with pytest.raises(WrapError, match="its backbone is: pass its .backbone"):
+    with pytest.raises(WrapError, match="but its backbone is; pass its .backbone"):
         rein.summary(model)

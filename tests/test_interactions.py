@@ -1,4 +1,4 @@
-"""What users do to a wrapped model with timm's own tools."""
+"""Wrapped models used with the tools of timm and torch."""
 
 import copy
 
@@ -9,7 +9,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 import rein
-from models import build, images, strong
+from models import amplify_adapter, build, images
 
 SMALL = rein.ReinConfig(num_tokens=6, rank=2, query_dim=8)
 
@@ -19,7 +19,7 @@ def adapter_of(model):
 
 
 @pytest.mark.parametrize("family", ["vit", "eva02", "beit", "cait", "xcit", "tnt"])
-def test_initialising_the_backbone_again_leaves_the_adapter_alone(family):
+def test_initialising_the_backbone_again_does_not_change_the_adapter(family):
     model = rein.wrap(build(family), SMALL)
     before, backbone = adapter_of(model), model.blocks[0].state_dict()
     backbone = {key: value.clone() for key, value in backbone.items()}
@@ -38,27 +38,27 @@ def test_timms_optimizers_do_not_decay_the_tokens(layer_decay):
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     scale = {id(p): group.get("lr_scale", 1.0) for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.rein.named_parameters():
-        spared = name in ("tokens_a", "tokens_b", "scale") or parameter.ndim == 1  # timm itself decays no biases
-        assert decay[id(parameter)] == (0.0 if spared else 0.05), name
+        no_decay = name in ("tokens_a", "tokens_b", "scale") or parameter.ndim == 1  # timm does not decay biases
+        assert decay[id(parameter)] == (0.0 if no_decay else 0.05), name
         assert scale[id(parameter)] == 1.0, name
     assert len(decay) == len(list(model.rein.parameters()))
-    assert {"pos_embed", "cls_token"} <= set(model.no_weight_decay())  # timm's own are still in
+    assert {"pos_embed", "cls_token"} <= set(model.no_weight_decay())  # the names from timm are still included
     rein.unwrap(model)
     assert "no_weight_decay" not in vars(model)
     assert not any(name.startswith("rein") for name in model.no_weight_decay())
 
 
-def test_a_users_own_no_weight_decay_comes_back():
+def test_a_users_no_weight_decay_is_extended_and_restored():
     model = build("vit")
-    model.no_weight_decay = mine = lambda: {"norm.weight"}
+    model.no_weight_decay = users_method = lambda: {"norm.weight"}
     rein.wrap(model, SMALL)
     assert model.no_weight_decay() == {"norm.weight", "rein.tokens_a", "rein.tokens_b", "rein.scale"}
     rein.unwrap(model)
-    assert model.no_weight_decay is mine
+    assert model.no_weight_decay is users_method
 
 
-def test_another_input_size_stays_frozen_and_refined():
-    model, bare = strong(rein.wrap(build("vit"), SMALL)), build("vit")
+def test_a_model_stays_frozen_and_refined_after_a_change_of_input_size():
+    model, bare = amplify_adapter(rein.wrap(build("vit"), SMALL)), build("vit")
     for each in (model, bare):
         each.set_input_size((64, 32))
     x = images(1, 64, 32)
@@ -67,13 +67,13 @@ def test_another_input_size_stays_frozen_and_refined():
     assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in model.rein.parameters()}
     model.train()
     assert [name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("rein.")] == []
-    model.pos_embed.requires_grad_(True)  # and may be unfrozen on purpose
+    model.pos_embed.requires_grad_(True)  # unfreezing on purpose works
     model.train()
     assert model.pos_embed.requires_grad
 
 
-@pytest.mark.filterwarnings("ignore")  # timm's own
-def test_another_window_size_stays_frozen():
+@pytest.mark.filterwarnings("ignore")  # timm warns
+def test_a_model_stays_frozen_after_a_change_of_window_size():
     settings = {"img_size": 64, "window_size": 4, "depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)}
     model = rein.wrap(timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **settings), SMALL)
     model.set_input_size((128, 128), window_size=8)
@@ -92,8 +92,8 @@ def test_a_new_classifier_trains_and_the_backbone_does_not():
     assert {id(model.head.weight), id(model.head.bias)} < {id(p) for g in rein.param_groups(model) for p in g["params"]}
 
 
-def test_images_of_changing_size():
-    model, bare = strong(rein.wrap(build("dinov3"), SMALL)), build("dinov3")
+def test_images_of_different_sizes_are_refined():
+    model, bare = amplify_adapter(rein.wrap(build("dinov3"), SMALL)), build("dinov3")
     for size in ((32, 32), (16, 64), (40, 24)):
         x = images(1, *size)
         assert not torch.allclose(model(x), bare(x))
@@ -102,8 +102,8 @@ def test_images_of_changing_size():
 
 @pytest.mark.parametrize("family", ["vit with patch dropout", "eva with dropout"])
 def test_dropped_patches_are_refined_without_a_grid(family):
-    model = strong(rein.wrap(build(family), SMALL))
-    model.patch_drop.training = True  # the user wants it back
+    model = amplify_adapter(rein.wrap(build(family), SMALL))
+    model.patch_drop.training = True  # as a user may do
     out = model.forward_features(images())
     assert out.shape[1] == 1 + 8
     out.square().mean().backward()
@@ -111,8 +111,8 @@ def test_dropped_patches_are_refined_without_a_grid(family):
 
 
 @pytest.mark.parametrize("name", ["xcit_nano_12_p8_224", "test_resnet"])
-def test_statistics_of_batch_norm_in_a_frozen_backbone_do_not_move(name):
-    model = strong(rein.wrap(timm.create_model(name, num_classes=0), SMALL)).train()
+def test_batch_norm_statistics_of_a_frozen_backbone_do_not_change(name):
+    model = amplify_adapter(rein.wrap(timm.create_model(name, num_classes=0), SMALL)).train()
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d)]
     assert norms
     before = [(norm.running_mean.clone(), norm.num_batches_tracked.clone()) for norm in norms]
@@ -122,18 +122,18 @@ def test_statistics_of_batch_norm_in_a_frozen_backbone_do_not_move(name):
         assert torch.equal(norm.num_batches_tracked, count)
 
 
-def test_pruning_before_wrapping_gives_fewer_layers_and_after_it_fewer_are_used():
+def test_pruning_reduces_the_layers_before_wrapping_and_keeps_features_after():
     model = build("vit")
     model.prune_intermediate_layers([1], prune_norm=True)
     assert rein.wrap(model, SMALL).rein.num_layers == 2
-    model = strong(rein.wrap(build("vit"), SMALL))
+    model = amplify_adapter(rein.wrap(build("vit"), SMALL))
     expected = model.forward_intermediates(images(), indices=[1], intermediates_only=True)[0]
     model.prune_intermediate_layers([1])
     assert torch.equal(model.forward_intermediates(images(), indices=[1], intermediates_only=True)[0], expected)
 
 
 def test_channels_last_and_inference_mode_give_the_same_numbers():
-    model = strong(rein.wrap(timm.create_model("test_convnext", num_classes=0).eval(), SMALL))
+    model = amplify_adapter(rein.wrap(timm.create_model("test_convnext", num_classes=0).eval(), SMALL))
     x = images(2, 64, 96)
     with torch.no_grad():
         expected = model(x)
@@ -143,12 +143,12 @@ def test_channels_last_and_inference_mode_give_the_same_numbers():
 
 
 @pytest.mark.parametrize("first", [0, 1, 2, 3])
-def test_compiled_models_of_one_class_never_serve_each_other(first):
-    """The compiler keeps its programs by class, and does not look at hooks when it asks whether one fits."""
+def test_compiled_models_of_one_class_do_not_share_a_graph(first):
+    """torch.compile caches graphs by class, and its guards ignore hooks."""
     torch._dynamo.reset()
     bare, others = build("vit").requires_grad_(False).eval(), []
     for config in (SMALL, SMALL, rein.ReinConfig(num_tokens=6, rank=2, query_dim=8, use_softmax=False)):
-        others.append(strong(rein.wrap(copy.deepcopy(bare), config)).eval())
+        others.append(amplify_adapter(rein.wrap(copy.deepcopy(bare), config)).eval())
     models, x = [bare, *others], images()
     with torch.no_grad():
         for model in models[first:] + models[:first]:
@@ -163,6 +163,6 @@ def test_unwrapping_leaves_nothing_on_the_blocks():
     rein.unwrap(rein.wrap(model, SMALL))
     assert [set(vars(module)) for module in model.modules()] == before
     rein.wrap(model, SMALL)
-    model.blocks[0].forward = lambda x: x  # somebody's patch, made after wrap
+    model.blocks[0].forward = lambda x: x  # replaced by the user after wrap
     rein.unwrap(model)
     assert model.blocks[0].forward(3) == 3

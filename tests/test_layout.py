@@ -1,4 +1,4 @@
-"""The rules of the house: who may import whom, what importing costs, what is public, what is documented."""
+"""The layout of the package: layers of imports, the cost of importing, public names, documentation."""
 
 import ast
 import inspect
@@ -11,7 +11,7 @@ import pytest
 import rein
 
 ROOT = Path(rein.__file__).parent
-FLOORS = {
+LAYERS = {
     "_version": 0,
     "errors": 0,
     "extras": 0,
@@ -19,6 +19,7 @@ FLOORS = {
     "config": 0,
     "refinement": 1,
     "adapter": 1,
+    "stagewise": 1,
     "heads": 1,
     "backbones": 2,
     "injection": 3,
@@ -32,7 +33,7 @@ FLOORS = {
     "cli": 6,
     "": 7,  # rein itself, the public names
 }
-# what may be imported besides the standard library and rein, by room; others may import nothing
+# packages that may be imported besides the standard library and rein, by module; other modules may import none
 ALLOWED = {
     "errors": set(),
     "config": set(),
@@ -42,15 +43,31 @@ ALLOWED = {
     "checkpoint": {"torch", "safetensors"},
     "cli": set(),
 }
-ALLOWED |= {room: {"torch"} for room in ("refinement", "modes", "injection", "parameters", "segmenter")}
+ALLOWED |= {module: {"torch"} for module in ("refinement", "stagewise", "modes", "injection", "parameters", "segmenter")}
 ALLOWED["catalogue"] = {"torch", "timm"}
 ALLOWED["testing"] = {"torch", "timm", "safetensors"}
 ALLOWED["official"] = {"torch", "safetensors"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 
-def room_of(path):
-    return path.relative_to(ROOT).with_suffix("").parts[0].replace("__init__", "")
+DGSS = ROOT / "dgss"
+DGSS_LAYERS = {
+    "labels": 0,
+    "methods": 0,
+    "recipes": 0,
+    "scenes": 0,
+    "panels": 1,
+    "data": 2,
+    "evaluation": 3,
+    "training": 4,
+    "commands": 5,
+    "demo": 6,
+}
+
+
+def module_of(path, root=ROOT):
+    """The first part of a file's path below `root`: a module or a package; empty for `root` itself."""
+    return path.relative_to(root).with_suffix("").parts[0].replace("__init__", "")
 
 
 def imports(path):
@@ -67,27 +84,55 @@ def imports(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_downwards_only(path):
-    room = room_of(path)
+def test_imports_go_to_lower_layers_only(path):
+    module = module_of(path)
     for name, _ in imports(path):
         if name.partition(".")[0] == "rein":
             other = (name.split(".") + [""])[1]
-            other = other if other in FLOORS else ""  # `from rein import wrap` is the public face
-            if other == "" and room == "dgss":
-                continue  # the experiment is a user of the library
-            if room == other:
+            other = other if other in LAYERS else ""  # `from rein import wrap` imports a public name
+            if module == other or (other == "" and module == "dgss"):  # dgss is a user of the library
                 continue
-            assert FLOORS[other] <= FLOORS[room], f"{room} (floor {FLOORS[room]}) imports {name}"
-            assert {room, other} != {"heads", "adapter"}, "heads and adapter do not know each other"
+            assert LAYERS[other] <= LAYERS[module], f"{module} (layer {LAYERS[module]}) imports {name}"
+            assert {module, other} != {"heads", "adapter"}, "heads and adapter do not import each other"
+
+
+@pytest.mark.parametrize("path", sorted(DGSS.rglob("*.py")), ids=lambda path: str(path.relative_to(DGSS)))
+def test_imports_inside_dgss_go_to_lower_layers_only(path):
+    module = module_of(path, DGSS)
+    for name, _ in imports(path):
+        parts = [part for part in name.split(".") if part]
+        if parts[:2] == ["rein", "dgss"]:
+            others = parts[2:3] or list(names_imported_from_dgss(path))
+            for other in others:
+                if other != module:
+                    assert DGSS_LAYERS[other] < DGSS_LAYERS[module], f"{module} (layer {DGSS_LAYERS[module]}) imports {other}"
+
+
+def names_imported_from_dgss(path):
+    """The modules that `from rein.dgss import ...` names in a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "rein.dgss":
+            yield from (alias.name for alias in node.names)
+
+
+def test_every_module_of_dgss_has_a_layer():
+    assert {module_of(path, DGSS) for path in DGSS.rglob("*.py")} - {""} == set(DGSS_LAYERS)
+
+
+@pytest.mark.parametrize("package", ["data", "evaluation", "methods", "recipes", "scenes", "training"])
+def test_a_package_of_dgss_states_what_belongs_there_and_what_imports_it(package):
+    text = ast.get_docstring(ast.parse((DGSS / package / "__init__.py").read_text()))
+    assert "Belongs here:" in text
+    assert "imported by" in text
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_below_the_experiment_imports_an_optional_dependency(path):
-    room = room_of(path)
+def test_nothing_below_dgss_imports_an_optional_dependency(path):
+    module = module_of(path)
     for name, _ in imports(path):
         package = name.partition(".")[0]
-        if package not in sys.stdlib_module_names and package != "rein" and room != "dgss":
-            assert package in ALLOWED.get(room, set()), f"{room} imports {package}"
+        if package not in sys.stdlib_module_names and package != "rein" and module != "dgss":
+            assert package in ALLOWED.get(module, set()), f"{module} imports {package}"
 
 
 def run(program):

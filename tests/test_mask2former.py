@@ -1,4 +1,4 @@
-"""The paper's decoder: queries, losses, what its masks say, and that it learns."""
+"""`Mask2FormerHead`: queries, loss, inference from masks, and training."""
 
 import math
 
@@ -12,7 +12,7 @@ from models import build, images
 from rein import heads
 from rein.dgss.scenes import render
 from rein.errors import InputError
-from rein.heads.masks import instances_of, panoptic_of, semantic_of
+from rein.heads.masks import instance_inference, panoptic_inference, semantic_inference
 from test_heads import SMALL, maps_for, queries_for
 
 
@@ -21,7 +21,7 @@ def make(num_classes=5, **settings):
     return heads.Mask2FormerHead([12] * 4, num_classes, **{**SMALL, **settings})
 
 
-def test_the_defaults_are_the_papers():
+def test_the_defaults_are_those_of_the_paper():
     head = heads.Mask2FormerHead([1024] * 4, 19)
     assert len(head.pixel_decoder.encoder.layers) == 6
     assert len(head.decoder.layers) == 9
@@ -36,14 +36,17 @@ def test_the_defaults_are_the_papers():
     assert not [module for module in head.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0]
 
 
-def test_linked_queries_are_positions_and_through_a_linear_layer_features():
+def test_adapter_queries_are_the_positions_and_a_linear_layer_gives_the_features():
     head, queries = make(), torch.randn(6, 64)
-    positions, features = head._queries(queries)
+    positions, features = head._query_embeddings(queries)
     assert torch.equal(positions, queries)
     assert torch.equal(features, F.linear(queries, head.query_features.weight, head.query_features.bias))
     assert not any("query_positions" in name for name, _ in head.named_parameters())
-    own = make(num_queries=7)
-    assert {name for name, _ in own.named_parameters() if "query" in name} == {"query_features.weight", "query_positions.weight"}
+    learned = make(num_queries=7)
+    assert {name for name, _ in learned.named_parameters() if "query" in name} == {
+        "query_features.weight",
+        "query_positions.weight",
+    }
 
 
 def test_gradients_reach_the_tokens_through_the_queries():
@@ -57,7 +60,7 @@ def test_gradients_reach_the_tokens_through_the_queries():
 
 
 @pytest.mark.parametrize("method", ["frozen", "without queries"])
-def test_a_backbone_without_queries_gets_learned_ones(method, tmp_path):
+def test_the_head_learns_queries_if_the_backbone_has_none(method, tmp_path):
     backbone = build("vit")
     if method == "without queries":
         rein.wrap(backbone, rein.ReinConfig(num_tokens=6, query_dim=None))
@@ -72,38 +75,38 @@ def test_a_backbone_without_queries_gets_learned_ones(method, tmp_path):
     assert torch.equal(again(images()), segmenter(images()))
 
 
-def test_queries_that_do_not_fit_are_refused():
+def test_queries_that_do_not_fit_are_an_error():
     head = make()
-    with pytest.raises(InputError, match="is linked to an adapter's queries; pass them, or build it with num_queries=100"):
+    with pytest.raises(InputError, match="requires an adapter's queries, got None; pass queries, or .* num_queries=100"):
         head(maps_for(head))
-    with pytest.raises(InputError, match=r"queries must be \(m, 64\).*got \(6, 16\).*query_dim=64.*channels=16"):
+    with pytest.raises(InputError, match=r"queries have shape \(6, 16\), expected \(m, 64\).*query_dim=64.*channels=16"):
         head(maps_for(head), torch.randn(6, 16))
     with pytest.raises(InputError, match="four maps"):
         heads.Mask2FormerHead([12] * 3, 5)
-    with pytest.raises(InputError, match="wants queries 64 wide, the adapter's are 256"):
+    with pytest.raises(InputError, match="expects queries of width 64, the adapter's have width 256"):
         rein.Segmenter(rein.wrap(build("vit")), heads.Mask2FormerHead([32] * 4, 5, **SMALL))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"channels": 40}, "channels is 40; it must be a multiple of 32"),
+        ({"channels": 40}, "channels is 40; it must be at least 64 and a multiple of 32"),
         ({"channels": 32}, "at least 64"),
-        ({"num_points": 0}, "num_points is 0; it must be a whole number of at least 1"),
+        ({"num_points": 0}, "num_points is 0; it must be an integer of at least 1"),
         ({"attention_heads": 0}, "attention_heads is 0"),
         ({"decoder_layers": -1}, "decoder_layers is -1"),
         ({"oversample": 0.5}, "oversample 0.5 must be at least 1"),
-        ({"importance": 2.0}, "importance 2.0 within 0 and 1"),
+        ({"importance": 2.0}, "importance 2.0 between 0 and 1"),
         ({"weights": "abc"}, "three weights"),
         ({"num_queries": 0}, "num_queries is 0"),
     ],
 )
-def test_impossible_settings_are_refused(settings, message):
+def test_invalid_settings_are_an_error(settings, message):
     with pytest.raises(InputError, match=message):
         make(**settings)
 
 
-def test_every_layer_is_supervised():
+def test_the_loss_includes_every_decoder_layer():
     head = make()
     predictions = list(head._decode(maps_for(head), queries_for(head)))
     assert len(predictions) == 1 + SMALL["decoder_layers"]
@@ -112,8 +115,8 @@ def test_every_layer_is_supervised():
     assert loss.item() > one.loss(maps_for(one), torch.zeros(2, 32, 48, dtype=torch.long), queries_for(one)).item()
 
 
-def test_the_loss_of_one_prediction_is_the_papers(monkeypatch):
-    """A second witness, written from the paper's equations: all points are known, so nothing is left to chance."""
+def test_the_loss_of_one_prediction_agrees_with_the_paper(monkeypatch):
+    """The reference follows the paper's equations and averages over 40,000 points instead of the head's 4,000."""
     head = make(num_points=4000)
     labels = torch.zeros(1, 32, 48, dtype=torch.long)
     labels[:, :, 20:] = 3
@@ -123,29 +126,28 @@ def test_the_loss_of_one_prediction_is_the_papers(monkeypatch):
     grid = torch.rand(40_000, 2)
     targets = torch.stack([(labels[0] == c).float() for c in (0, 3)])
 
-    def sampled(each):
-        return F.grid_sample(each[:, None], (2 * grid - 1)[None, None].expand(len(each), -1, -1, -1), align_corners=False)[
-            :, 0, 0
-        ]
+    def sample(maps):
+        points = (2 * grid - 1)[None, None].expand(len(maps), -1, -1, -1)
+        return F.grid_sample(maps[:, None], points, align_corners=False)[:, 0, 0]
 
-    p, t = sampled(masks[0]), sampled(targets)
+    p, t = sample(masks[0]), sample(targets)
     bce = (F.softplus(p)[:, None] - p[:, None] * t).mean(-1)
     s = p.sigmoid()[:, None]
     dice = 1 - (2 * (s * t).sum(-1) + 1) / (s.sum(-1) + t.sum(-1) + 1)
     cost = -2 * classes[0].softmax(-1)[:, [0, 3]] + 5 * bce + 5 * dice
     rows, columns = linear_sum_assignment(cost.numpy())
-    wanted = torch.full((6,), 5)
-    wanted[rows] = torch.tensor([0, 3])[columns]
+    matched = torch.full((6,), 5)
+    matched[rows] = torch.tensor([0, 3])[columns]
     weight = torch.ones(6)
     weight[5] = 0.1
-    classification = 2 * F.cross_entropy(classes[0], wanted, weight=weight)
-    # three quarters of the loss's points are the most uncertain of three times as many: so that all are alike, leave chance alone
+    classification = 2 * F.cross_entropy(classes[0], matched, weight=weight)
+    # sample all points uniformly, as the reference does, and none by uncertainty
     head.criterion.importance_sample_ratio = 0.0
     expected = classification + 5 * bce[rows, columns].mean() + 5 * dice[rows, columns].mean()
-    assert head.loss([], labels).item() == pytest.approx(expected.item(), rel=0.02)  # of 4,000 random points
+    assert head.loss([], labels).item() == pytest.approx(expected.item(), rel=0.02)  # the error of 4,000 random points
 
 
-def test_images_without_labels_count_for_nothing():
+def test_the_loss_ignores_images_without_labels():
     head = make(num_points=3000)
     maps, labels = maps_for(head), torch.zeros(2, 32, 48, dtype=torch.long)
     labels[:, :, 24:] = 2
@@ -158,15 +160,15 @@ def test_images_without_labels_count_for_nothing():
     assert both.item() == pytest.approx(one.item(), rel=1e-4)
 
 
-def test_semantic_scores_are_class_times_mask_probabilities_at_any_size():
+def test_semantic_scores_sum_class_times_mask_probabilities_at_any_size():
     classes, masks = torch.randn(2, 37, 4), torch.randn(2, 37, 8, 12)
     big = F.interpolate(masks, (16, 20), mode="bilinear", align_corners=False).sigmoid()
     expected = torch.einsum("bmk,bmhw->bkhw", classes.softmax(-1)[..., :3], big)
-    assert torch.allclose(semantic_of(classes, masks, (16, 20)), expected, atol=1e-5)
+    assert torch.allclose(semantic_inference(classes, masks, (16, 20)), expected, atol=1e-5)
 
 
 def halves():
-    """Three queries: left half of class 0, right half of class 1, and one that says it is nothing."""
+    """Logits of three queries: left half of class 0, right half of class 1, and "no object"."""
     classes = torch.full((1, 3, 3), -6.0)
     for query, label in enumerate((0, 1, 2)):
         classes[0, query, label] = 6
@@ -175,40 +177,40 @@ def halves():
     return classes, masks
 
 
-def test_instances_and_segments_of_made_up_masks():
-    (instances,) = instances_of(*halves(), (4, 8), limit=2)
+def test_instances_and_segments_of_two_masks():
+    (instances,) = instance_inference(*halves(), (4, 8), limit=2)
     assert instances.labels.tolist() == [0, 1] or instances.labels.tolist() == [1, 0]
     assert (instances.scores > 0.95).all()
     left = instances.masks[instances.labels.tolist().index(0)]
     assert left[:, :4].all()
     assert not left[:, 4:].any()
-    (panoptic,) = panoptic_of(*halves(), (4, 8))
+    (panoptic,) = panoptic_inference(*halves(), (4, 8))
     assert panoptic.labels.tolist() == [0, 1]
     assert panoptic.segments[:, :4].unique().tolist() == [1]
     assert panoptic.segments[:, 4:].unique().tolist() == [2]
-    assert panoptic_of(halves()[0] * 0, halves()[1], (4, 8))[0].segments.unique().tolist() == [0]
+    assert panoptic_inference(halves()[0] * 0, halves()[1], (4, 8))[0].segments.unique().tolist() == [0]
 
 
-def test_segments_of_stuff_are_joined_and_those_of_things_stay_apart():
+def test_segments_of_stuff_are_merged_and_those_of_things_stay_separate():
     classes, masks = halves()
     classes = classes[:, [0, 0, 2]]
-    assert panoptic_of(classes, masks, (4, 8))[0].labels.tolist() == [0, 0]
-    assert panoptic_of(classes, masks, (4, 8), things=[0])[0].labels.tolist() == [0, 0]
-    joined = panoptic_of(classes, masks, (4, 8), things=[1])[0]
-    assert joined.labels.tolist() == [0]
-    assert joined.segments.unique().tolist() == [1]
+    assert panoptic_inference(classes, masks, (4, 8))[0].labels.tolist() == [0, 0]
+    assert panoptic_inference(classes, masks, (4, 8), things=[0])[0].labels.tolist() == [0, 0]
+    merged = panoptic_inference(classes, masks, (4, 8), things=[1])[0]
+    assert merged.labels.tolist() == [0]
+    assert merged.segments.unique().tolist() == [1]
 
 
-def test_a_segmenter_gives_instances_and_segments_at_the_images_size():
+def test_a_segmenter_predicts_instances_and_segments_at_the_size_of_the_images():
     segmenter = rein.Segmenter(build("vit").requires_grad_(False), heads.Mask2FormerHead([32] * 4, 3, num_queries=9, **SMALL))
-    found = segmenter.instances(images(2, 20, 30), limit=4)
-    assert [each.masks.shape for each in found] == [(4, 20, 30)] * 2
+    instances = segmenter.instances(images(2, 20, 30), limit=4)
+    assert [each.masks.shape for each in instances] == [(4, 20, 30)] * 2
     assert segmenter.panoptic(images(1, 20, 30), score_threshold=0.0)[0].segments.shape == (20, 30)
-    with pytest.raises(InputError, match="FPNHead gives a class for each pixel, no instances; use heads.Mask2FormerHead"):
+    with pytest.raises(InputError, match="FPNHead has no method 'instances'; use heads.Mask2FormerHead"):
         rein.Segmenter(build("vit"), heads.FPNHead([32] * 4, 3)).instances(images())
 
 
-def test_it_overfits_a_few_street_scenes():
+def test_the_head_overfits_two_street_scenes():
     torch.manual_seed(0)
     scenes = [render(seed, "day", (64, 64)) for seed in range(2)]
     pixels = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) / 127.5 - 1 for scene in scenes])
@@ -231,7 +233,7 @@ def test_it_overfits_a_few_street_scenes():
         model.loss(pixels, labels).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    counted = labels != 255
-    accuracy = (model.predict(pixels, None).argmax(1) == labels)[counted].float().mean().item()
+    labelled = labels != 255
+    accuracy = (model.predict(pixels, None).argmax(1) == labels)[labelled].float().mean().item()
     assert math.isfinite(accuracy)
     assert accuracy > 0.95

@@ -1,4 +1,4 @@
-"""Official checkpoints: renamed with nothing left over, the same function, and back exactly."""
+"""Official checkpoints: complete conversion of names, equal outputs, and an exact inverse."""
 
 from pathlib import Path
 
@@ -10,10 +10,11 @@ from timm.models.eva import Eva
 
 import rein
 from models import build, images
-from official_witness import made_up_head, mask2former
+from official_reference import mask2former, random_head
 from rein import official
 from rein.cli import main
-from rein.errors import CheckpointError
+from rein.errors import CheckpointError, InputError
+from rein.official.names import ADAPTER_NAMES
 
 HEAD = {"channels": 64, "num_classes": 5, "encoder_layers": 2, "decoder_layers": 4, "hidden": 48, "heads": 4}
 CONFIG = rein.ReinConfig(num_tokens=7, rank=3, query_dim=64)
@@ -21,8 +22,8 @@ CONFORMANCE = Path(__file__).parent / "conformance"
 
 
 def adapter_state(adapter, prefix="backbone.reins."):
-    """An adapter under the authors' names."""
-    names = {ours: theirs for theirs, ours in official._ADAPTER_NAMES.items()}
+    """The state dict of an adapter under official names."""
+    names = {ours: official_name for official_name, ours in ADAPTER_NAMES.items()}
     state = {}
     for key, value in adapter.state_dict().items():
         stage, _, name = key.removeprefix("stages.").partition(".") if key.startswith("stages.") else ("", "", key)
@@ -30,30 +31,29 @@ def adapter_state(adapter, prefix="backbone.reins."):
     return state
 
 
-def checkpoint(model, path, in_channels=(32,) * 4, with_head=True, **extra):
-    state = adapter_state(model.rein)
-    if with_head:
-        head = made_up_head(list(in_channels), **HEAD)
-        state |= {f"decode_head.{key}": value for key, value in head.items()}
-    state |= extra
+def save_checkpoint(model, path, in_channels=(32,) * 4, **extra):
+    """Write an official checkpoint with the adapter of `model` and a random head, and return its state dict."""
+    head = random_head(list(in_channels), **HEAD)
+    state = adapter_state(model.rein) | {f"decode_head.{key}": value for key, value in head.items()} | extra
     torch.save({"state_dict": state, "meta": {"epoch": 1}}, path)
     return state
 
 
-def a_model(seed=0, family="vit"):
-    model = rein.wrap(build(family), CONFIG)
-    torch.manual_seed(seed)
+def wrapped_model():
+    """A wrapped backbone whose adapter has random weights."""
+    model = rein.wrap(build("vit"), CONFIG)
+    torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.rein.parameters():
             parameter.copy_(0.2 * torch.randn_like(parameter))
     return model
 
 
-def test_a_converted_head_agrees_with_a_witness_under_the_official_names():
-    state = made_up_head([12, 16, 20, 24], **HEAD)
-    found = official.convert({f"decode_head.{key}": value for key, value in state.items()})
-    head = rein.heads.Mask2FormerHead(**found.head)
-    head.load_state_dict(found.head_tensors)
+def test_a_converted_head_agrees_with_the_reference_on_official_names():
+    state = random_head([12, 16, 20, 24], **HEAD)
+    converted = official.convert({f"decode_head.{key}": value for key, value in state.items()})
+    head = rein.heads.Mask2FormerHead(**converted.head)
+    head.load_state_dict(converted.head_tensors)
     generator = torch.Generator().manual_seed(5)
     maps = [
         torch.randn(2, c, *size, generator=generator)
@@ -61,17 +61,17 @@ def test_a_converted_head_agrees_with_a_witness_under_the_official_names():
     ]
     queries = torch.randn(9, 64, generator=generator)
     with torch.no_grad():
-        classes, masks = head.eval()._last(maps, queries)
+        classes, masks = head.eval()._decode_last(maps, queries)
         for image in range(2):
             expected_classes, expected_masks = mask2former(state, [m[image] for m in maps], queries, HEAD["heads"])
-            # float32 through six attention layers: 1e-5 of the largest value
+            # six attention layers in float32: tolerance of 1e-5 relative to the largest value
             assert (classes[image] - expected_classes).abs().max() < 1e-5 * expected_classes.abs().max()
             assert (masks[image] - expected_masks).abs().max() < 1e-5 * expected_masks.abs().max()
 
 
-def test_a_complete_checkpoint_gives_the_same_predictions_through_every_way(tmp_path):
-    source = a_model()
-    state = checkpoint(source, tmp_path / "official.pth")
+def test_loaded_and_converted_checkpoints_agree_with_the_reference(tmp_path):
+    source = wrapped_model()
+    state = save_checkpoint(source, tmp_path / "official.pth")
     model = official.load(tmp_path / "official.pth", build("vit")).eval()
     x = images(2)
     with torch.no_grad():
@@ -88,8 +88,8 @@ def test_a_complete_checkpoint_gives_the_same_predictions_through_every_way(tmp_
     assert torch.equal(again(x), model(x))
 
 
-def test_the_way_back_is_exact(tmp_path):
-    state = checkpoint(a_model(), tmp_path / "official.pth")
+def test_to_official_inverts_convert_file_exactly(tmp_path):
+    state = save_checkpoint(wrapped_model(), tmp_path / "official.pth")
     official.convert_file(tmp_path / "official.pth", tmp_path / "ours.safetensors", build("vit"))
     official.to_official(tmp_path / "ours.safetensors", tmp_path / "back.pth")
     back = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
@@ -101,9 +101,9 @@ def test_the_way_back_is_exact(tmp_path):
     "config",
     [CONFIG, rein.ReinConfig(num_tokens=7, rank=None, query_dim=None), rein.ReinConfig(num_tokens=7, rank=2, zero_init=True)],
 )
-def test_an_adapter_alone_becomes_an_adapter_file(tmp_path, config):
+def test_a_checkpoint_without_a_head_becomes_an_adapter_file(tmp_path, config):
     model = rein.wrap(build("vit"), config)
-    torch.save(adapter_state(model.rein), tmp_path / "adapter.pth")  # a state dict alone
+    torch.save(adapter_state(model.rein), tmp_path / "adapter.pth")  # a bare state dict
     assert official.load(tmp_path / "adapter.pth", other := build("vit"), zero_init=config.zero_init) is other
     assert other.rein.config == rein.ReinConfig(**{**config.to_dict(), "scale_init": 1e-3})
     assert torch.equal(other(images()), model(images()))
@@ -112,7 +112,7 @@ def test_an_adapter_alone_becomes_an_adapter_file(tmp_path, config):
     assert torch.equal(third(images()), model(images()))
 
 
-def test_adapters_of_several_stages(tmp_path):
+def test_stagewise_adapters_are_converted_both_ways(tmp_path):
     def make():
         torch.manual_seed(0)
         return timm.create_model("test_convnext", num_classes=0).eval()
@@ -130,13 +130,13 @@ def test_adapters_of_several_stages(tmp_path):
     assert len(back) == len(state)
 
 
-def test_weights_of_a_dinov2_backbone_come_along(tmp_path):
-    donor = build("vit", seed=3, init_values=0.1)
-    extra = {f"backbone.{key}": value for key, value in donor.state_dict().items()} | {"backbone.mask_token": torch.zeros(1, 32)}
-    checkpoint(rein.wrap(build("vit", seed=3, init_values=0.1), CONFIG), tmp_path / "o.pth", **extra)
+def test_weights_of_a_dinov2_backbone_are_converted(tmp_path):
+    source = build("vit", seed=3, init_values=0.1)
+    extra = {f"backbone.{key}": value for key, value in source.state_dict().items()} | {"backbone.mask_token": torch.zeros(1, 32)}
+    save_checkpoint(rein.wrap(build("vit", seed=3, init_values=0.1), CONFIG), tmp_path / "o.pth", **extra)
     model = official.load(tmp_path / "o.pth", build("vit", seed=9, init_values=0.1))
     with rein.disabled(model.backbone):
-        assert torch.equal(model.backbone(images()), donor.requires_grad_(False)(images()))
+        assert torch.equal(model.backbone(images()), source.requires_grad_(False)(images()))
     written = official.convert_file(tmp_path / "o.pth", tmp_path / "ours.safetensors", build("vit", init_values=0.1).to("meta"))
     assert written[1] == tmp_path / "ours.backbone.safetensors"
     fresh = build("vit", seed=9, init_values=0.1)
@@ -144,11 +144,11 @@ def test_weights_of_a_dinov2_backbone_come_along(tmp_path):
     assert torch.equal(rein.Segmenter.load(written[0], fresh).eval()(images()), model.eval()(images()))
 
 
-def test_eva02s_parts_are_renamed():
+def test_weights_of_an_eva02_backbone_are_renamed():
     settings = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
     settings |= {"qkv_fused": False, "mlp_ratio": 8 / 3, "swiglu_mlp": True, "scale_mlp": True, "use_rot_pos_emb": True}
     eva = Eva(**settings, ref_feat_shape=(16, 16))
-    theirs = {}
+    state = {}
     for key, value in eva.state_dict().items():
         for ours, official_name in (
             ("attn.q_proj.bias", "attn.q_bias"),
@@ -159,35 +159,38 @@ def test_eva02s_parts_are_renamed():
             ("mlp.fc2.", "mlp.w3."),
         ):
             key = key.replace(ours, official_name)
-        theirs[f"backbone.{key}"] = value
-    theirs |= {"backbone.rope.freqs_cos": torch.zeros(4), "backbone.blocks.0.attn.rope.freqs_sin": torch.zeros(4)}
-    found = official.convert(theirs).backbone
-    wanted = eva.state_dict()
-    assert found.keys() == wanted.keys() - {key for key in wanted if "rope" in key}
-    assert all(torch.equal(found[key], wanted[key]) for key in found)
+        state[f"backbone.{key}"] = value
+    state |= {"backbone.rope.freqs_cos": torch.zeros(4), "backbone.blocks.0.attn.rope.freqs_sin": torch.zeros(4)}
+    converted = official.convert(state).backbone
+    expected = eva.state_dict()
+    assert converted.keys() == expected.keys() - {key for key in expected if "rope" in key}
+    assert all(torch.equal(converted[key], expected[key]) for key in converted)
 
 
-def test_dinov2_is_resampled_the_authors_way():
+def test_resampled_dinov2_weights_agree_with_the_authors():
     stored = load_file(CONFORMANCE / "convert_dinov2_512.safetensors")
     state = {"patch_embed.proj.weight": stored["in/patch_weight_out0_4"], "pos_embed": stored["in/pos_embed_ch0_4"]}
-    got = official.resample(state)
-    assert torch.allclose(got["patch_embed.proj.weight"], stored["out/patch_weight_out0_4"], atol=1e-6)
-    assert torch.allclose(got["pos_embed"], stored["out/pos_embed_ch0_4"], atol=1e-6)
-    assert got["pos_embed"].shape[1] == 1 + 32 * 32
-    with pytest.raises(rein.errors.InputError, match="no class token and a square grid"):
+    resampled = official.resample(state)
+    assert torch.allclose(resampled["patch_embed.proj.weight"], stored["out/patch_weight_out0_4"], atol=1e-6)
+    assert torch.allclose(resampled["pos_embed"], stored["out/pos_embed_ch0_4"], atol=1e-6)
+    assert resampled["pos_embed"].shape[1] == 1 + 32 * 32
+    with pytest.raises(InputError, match=r"pos_embed has shape \(1, 12, 4\); expected a class token and a square grid"):
         official.resample({**state, "pos_embed": torch.zeros(1, 12, 4)})
 
 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"decode_head.extra.weight": torch.zeros(1)}, r"holds 1 keys that rein does not know: decode_head.extra.weight"),
-        ({"neck.conv": torch.zeros(1), "backbone.reins.gamma": torch.zeros(1)}, r"2 keys.*backbone.reins.gamma, neck.conv"),
+        ({"decode_head.extra.weight": torch.zeros(1)}, r"has 1 unknown keys: decode_head.extra.weight"),
+        (
+            {"neck.conv": torch.zeros(1), "backbone.reins.gamma": torch.zeros(1)},
+            r"2 unknown keys: backbone.reins.gamma, neck.conv",
+        ),
         ({"backbone.blocks.0.nosuch": torch.zeros(1)}, "does not fit this .*missing: .*unexpected: blocks.0.nosuch"),
     ],
 )
-def test_unknown_keys_are_listed_and_nothing_changes(tmp_path, extra, message):
-    checkpoint(a_model(), tmp_path / "o.pth", **extra)
+def test_unknown_keys_are_listed_and_the_backbone_stays_unchanged(tmp_path, extra, message):
+    save_checkpoint(wrapped_model(), tmp_path / "o.pth", **extra)
     backbone = build("vit")
     with pytest.raises(CheckpointError, match=message):
         official.load(tmp_path / "o.pth", backbone)
@@ -195,22 +198,22 @@ def test_unknown_keys_are_listed_and_nothing_changes(tmp_path, extra, message):
     assert all(p.requires_grad for p in backbone.parameters())
 
 
-def test_missing_keys_are_listed(tmp_path):
-    state = {f"decode_head.{key}": value for key, value in made_up_head([32] * 4, **HEAD).items()}
+def test_missing_keys_are_listed():
+    state = {f"decode_head.{key}": value for key, value in random_head([32] * 4, **HEAD).items()}
     del state["decode_head.cls_embed.bias"]
     with pytest.raises(CheckpointError, match="lacks 1 keys of a Mask2Former head: decode_head.cls_embed.bias"):
         official.convert(state)
 
 
-class Evil:
+class Malicious:
     def __reduce__(self):
         return (Path("/nonexistent/never").touch, ())
 
 
-@pytest.mark.parametrize("content", [{"state_dict": {"a": Evil()}}, {"state_dict": {}}, [1, 2], {"a": "text"}])
-def test_only_tensors_are_read(tmp_path, content):
+@pytest.mark.parametrize("content", [{"state_dict": {"a": Malicious()}}, {"state_dict": {}}, [1, 2], {"a": "text"}])
+def test_a_file_that_is_not_a_state_dict_of_tensors_is_an_error(tmp_path, content):
     torch.save(content, tmp_path / "o.pth")
-    with pytest.raises(CheckpointError, match=r"weights_only=True|holds no state_dict of tensors"):
+    with pytest.raises(CheckpointError, match=r"weights_only=True|has no state dict; expected a dictionary of tensors"):
         official.read(tmp_path / "o.pth")
     (tmp_path / "o.pth").write_bytes(b"garbage")
     with pytest.raises(CheckpointError, match="cannot be read with weights_only=True"):
@@ -219,17 +222,17 @@ def test_only_tensors_are_read(tmp_path, content):
         official.read(tmp_path / "nosuch.pth")
 
 
-def test_another_backbone_is_refused(tmp_path):
-    checkpoint(a_model(), tmp_path / "o.pth")
+def test_another_backbone_is_an_error(tmp_path):
+    save_checkpoint(wrapped_model(), tmp_path / "o.pth")
     with pytest.raises(CheckpointError, match="does not match|does not fit"):
         official.load(tmp_path / "o.pth", build("vit", embed_dim=48, num_heads=4))
-    with pytest.raises(CheckpointError, match="wants a bare backbone"):
-        official.load(tmp_path / "o.pth", a_model())
+    with pytest.raises(CheckpointError, match="expects a bare backbone, got a wrapped one"):
+        official.load(tmp_path / "o.pth", wrapped_model())
 
 
 def test_the_command_converts_both_ways(tmp_path, capsys):
     model = rein.wrap(timm.create_model("test_vit", num_classes=0), CONFIG)
-    state = checkpoint(model, tmp_path / "o.pth", in_channels=(64,) * 4)
+    state = save_checkpoint(model, tmp_path / "o.pth", in_channels=(64,) * 4)
     assert main(["convert", str(tmp_path / "o.pth"), str(tmp_path / "ours.safetensors"), "--backbone", "test_vit"]) == 0
     assert capsys.readouterr().out == f"wrote {tmp_path / 'ours.safetensors'}\n"
     assert main(["info", str(tmp_path / "ours.safetensors")]) == 0
@@ -239,77 +242,73 @@ def test_the_command_converts_both_ways(tmp_path, capsys):
     assert all(torch.equal(back[key], value) for key, value in state.items())
     capsys.readouterr()
     assert main(["convert", str(tmp_path / "o.pth"), str(tmp_path / "x.safetensors")]) == 2
-    assert "--backbone NAME is wanted" in capsys.readouterr().err
+    assert "--backbone is missing; expected timm's name of the backbone" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "o.pth"), str(tmp_path / "x.safetensors"), "--backbone", "nosuch"]) == 2
     assert "timm has no model 'nosuch'" in capsys.readouterr().err
     assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_what_the_authors_have_no_names_for_is_refused(tmp_path):
+def test_content_without_official_names_is_an_error(tmp_path):
     unshared = rein.wrap(build("vit"), rein.ReinConfig(num_tokens=7, rank=2, query_dim=8, share=False))
     rein.save(unshared, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="share=False"):
+    with pytest.raises(CheckpointError, match="has an adapter with share=False; the official layout supports only share=True"):
         official.to_official(tmp_path / "a.safetensors", tmp_path / "o.pth")
-    other = rein.Segmenter(a_model(), rein.heads.LinearHead(32, 3))
+    other = rein.Segmenter(wrapped_model(), rein.heads.LinearHead(32, 3))
     other.save(tmp_path / "s.safetensors")
-    with pytest.raises(CheckpointError, match="holds a LinearHead, which the authors' layout has no names for"):
+    with pytest.raises(CheckpointError, match="has a LinearHead; the official layout supports only Mask2FormerHead"):
         official.to_official(tmp_path / "s.safetensors", tmp_path / "o.pth")
 
 
-def spoiled(name):
-    """What a complete checkpoint becomes when something is wrong with it."""
-    reins, head = "backbone.reins.", "decode_head."
-
-    def spoil(state):
-        if name == "no queries":
-            return {key: value for key, value in state.items() if not key.startswith((f"{reins}transform", f"{reins}merge"))}
-        if name == "no adapter":
-            return {key: value for key, value in state.items() if not key.startswith(reins)}
-        if name == "no first stage":
-            return {key.replace(reins, f"{reins}1."): value for key, value in state.items()}
-        if name == "no tokens":
-            return {key: value for key, value in state.items() if "learnable" not in key}
-        if name == "no scale":
-            return {key: value for key, value in state.items() if not key.endswith("scale")}
-        if name == "no encoder":
-            return {key: value for key, value in state.items() if "encoder.layers" not in key}
-        changed = {
-            "flat tokens": {f"{reins}learnable_tokens_a": torch.zeros(3)},
-            "scalar level": {f"{head}level_embed.weight": torch.zeros(())},
-            "two rows": {f"{head}transformer_decoder.layers.0.self_attn.attn.in_proj_weight": torch.zeros(2, 64)},
-            "few offsets": {f"{head}pixel_decoder.encoder.layers.0.self_attn.sampling_offsets.weight": torch.zeros(2, 64)},
-            "many classes": {f"{head}cls_embed.weight": torch.zeros(400, 64)},
-            "whole numbers": {f"{reins}merge.bias": torch.zeros(64, dtype=torch.int32)},
-            "not finite": {f"{reins}merge.bias": torch.full((64,), torch.nan)},
-            "number key": {3: torch.zeros(1)},
-        }
-        return state | changed[name]
-
-    return spoil
+def damage(state, name):
+    """Return a copy of a complete official state dict with one error."""
+    adapter, head = "backbone.reins.", "decode_head."
+    if name == "no queries":
+        return {key: value for key, value in state.items() if not key.startswith((f"{adapter}transform", f"{adapter}merge"))}
+    if name == "no adapter":
+        return {key: value for key, value in state.items() if not key.startswith(adapter)}
+    if name == "no first stage":
+        return {key.replace(adapter, f"{adapter}1."): value for key, value in state.items()}
+    if name == "no tokens":
+        return {key: value for key, value in state.items() if "learnable" not in key}
+    if name == "no scale":
+        return {key: value for key, value in state.items() if not key.endswith("scale")}
+    if name == "no encoder":
+        return {key: value for key, value in state.items() if "encoder.layers" not in key}
+    changed = {
+        "flat tokens": {f"{adapter}learnable_tokens_a": torch.zeros(3)},
+        "scalar level": {f"{head}level_embed.weight": torch.zeros(())},
+        "two rows": {f"{head}transformer_decoder.layers.0.self_attn.attn.in_proj_weight": torch.zeros(2, 64)},
+        "few offsets": {f"{head}pixel_decoder.encoder.layers.0.self_attn.sampling_offsets.weight": torch.zeros(2, 64)},
+        "many classes": {f"{head}cls_embed.weight": torch.zeros(400, 64)},
+        "integers": {f"{adapter}merge.bias": torch.zeros(64, dtype=torch.int32)},
+        "not finite": {f"{adapter}merge.bias": torch.full((64,), torch.nan)},
+        "integer key": {3: torch.zeros(1)},
+    }
+    return state | changed[name]
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no queries", "linked to queries 64 wide, but an adapter with query_dim=None"),
-        ("no adapter", "linked to queries 64 wide, but no adapter"),
-        ("no first stage", "lacks the tokens of its first stage"),
-        ("no tokens", "lacks the tokens of its first stage"),
+        ("no queries", "expects an adapter with query_dim=64, but an adapter with query_dim=None"),
+        ("no adapter", "expects an adapter with query_dim=64, but no adapter"),
+        ("no first stage", "an adapter without tokens in its first stage: expected .*learnable_tokens"),
+        ("no tokens", "an adapter without tokens in its first stage: expected .*learnable_tokens"),
         ("no scale", "lacks backbone.reins.scale; .*zero_init=True"),
         ("no encoder", "lacks .* keys of a Mask2Former head|not in the official layout"),
         ("flat tokens", "not in the official layout"),
         ("scalar level", "not in the official layout"),
         ("two rows", "not in the official layout|does not match"),
-        ("few offsets", "impossible head|not in the official layout"),
-        ("many classes", "impossible head|does not match"),
-        ("whole numbers", "not of finite floating point numbers"),
-        ("not finite", "not of finite floating point numbers"),
-        ("number key", "1 keys that rein does not know: 3"),
+        ("few offsets", "a head with invalid settings|not in the official layout"),
+        ("many classes", "a head with invalid settings|does not match"),
+        ("integers", "merge.bias of dtype torch.int32; expected finite floating point numbers"),
+        ("not finite", "merge.bias of dtype torch.float32; expected finite floating point numbers"),
+        ("integer key", "has 1 unknown keys: 3"),
     ],
 )
-def test_a_spoiled_checkpoint_changes_and_writes_nothing(tmp_path, name, message):
-    state = checkpoint(a_model(), tmp_path / "o.pth")
-    torch.save({"state_dict": spoiled(name)(state)}, tmp_path / "o.pth")
+def test_a_damaged_checkpoint_is_an_error_that_changes_and_writes_nothing(tmp_path, name, message):
+    state = save_checkpoint(wrapped_model(), tmp_path / "o.pth")
+    torch.save({"state_dict": damage(state, name)}, tmp_path / "o.pth")
     backbone = build("vit")
     with pytest.raises(CheckpointError, match=message):
         official.load(tmp_path / "o.pth", backbone)
@@ -319,25 +318,29 @@ def test_a_spoiled_checkpoint_changes_and_writes_nothing(tmp_path, name, message
     assert not (tmp_path / "ours.safetensors").exists()
 
 
-def test_a_backbone_with_other_maps_than_the_heads_is_refused(tmp_path):
-    checkpoint(rein.wrap(build("vit", depth=2), CONFIG), tmp_path / "o.pth")
+def test_a_backbone_with_other_maps_than_the_head_expects_is_an_error(tmp_path):
+    save_checkpoint(rein.wrap(build("vit", depth=2), CONFIG), tmp_path / "o.pth")
     backbone = build("vit", depth=2)
-    with pytest.raises(CheckpointError, match=r"its head wants maps of \[32, 32, 32, 32\] channels, the model's are \[32, 32\]"):
+    with pytest.raises(
+        CheckpointError, match=r"its head expects maps of \[32, 32, 32, 32\] channels, the model's maps have \[32, 32\]"
+    ):
         official.load(tmp_path / "o.pth", backbone)
     assert not hasattr(backbone, "rein")
 
 
-def test_a_head_over_other_blocks_has_no_official_form(tmp_path):
+def test_a_head_on_other_blocks_than_the_default_is_an_error(tmp_path):
     deep = rein.wrap(build("vit", depth=8), CONFIG)
     head = rein.heads.Mask2FormerHead([32] * 4, 5, channels=64, encoder_layers=1, decoder_layers=1)
     rein.Segmenter(deep, head, [0, 1, 2, 7]).save(tmp_path / "s.safetensors")
-    with pytest.raises(CheckpointError, match=r"over the maps \[0, 1, 2, 7\], which the authors' layout cannot say"):
+    with pytest.raises(
+        CheckpointError, match=r"with block indices \[0, 1, 2, 7\]; the official layout supports only the default"
+    ):
         official.to_official(tmp_path / "s.safetensors", tmp_path / "o.pth")
 
 
-def test_an_empty_file_is_one_line(tmp_path, capsys):
+def test_an_empty_file_is_an_error_of_one_line(tmp_path, capsys):
     (tmp_path / "e.pth").touch()
     assert main(["convert", str(tmp_path / "e.pth"), str(tmp_path / "x.safetensors"), "--backbone", "test_vit"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    with pytest.raises(rein.errors.InputError, match="no patch_embed.proj.weight and pos_embed"):
+    with pytest.raises(InputError, match="lacks patch_embed.proj.weight or pos_embed"):
         official.resample({})

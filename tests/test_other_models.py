@@ -1,4 +1,4 @@
-"""Backbones that are not timm's own models: Hugging Face's, torch.hub's DINOv2, encoders of other libraries, audio and video."""
+"""Backbones from outside timm: Hugging Face, DINOv2 of torch.hub, encoders of other libraries, audio and video."""
 
 import pytest
 import timm
@@ -8,54 +8,54 @@ from torch import nn
 import rein
 from models import build, images
 from rein import backbones
-from rein.testing import BrokenPromiseError, check_backbone, tiny_vit
+from rein.testing import BackboneCheckError, check_backbone, tiny_vit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 
 
-def layers_of(model):
-    """The blocks of a Hugging Face model, whose place changes with its version."""
+def get_layers(model):
+    """The blocks of a Hugging Face model; their attribute depends on the version of transformers."""
     return list(model.layers if hasattr(model, "layers") else model.encoder.layer)
 
 
-def test_a_hugging_face_dinov2_by_its_layers():
+def test_a_hugging_face_dinov2_is_wrapped_by_its_layers():
     transformers = pytest.importorskip("transformers")
     model = transformers.Dinov2Model(transformers.Dinov2Config(**SMALL, image_size=56, patch_size=14)).eval()
-    blocks = layers_of(model)
-    assert [(s.width, s.num_prefix_tokens) for s in backbones.find_sites(model, blocks)] == [(32, 1)] * 3
+    blocks = get_layers(model)
+    assert [(s.width, s.num_prefix_tokens) for s in backbones.find_blocks(model, blocks)] == [(32, 1)] * 3
     assert "compile" in check_backbone(model, images(1, 56, 84), blocks=blocks)
 
 
 def test_a_timm_model_inside_a_hugging_face_one_is_found():
     transformers = pytest.importorskip("transformers")
     model = transformers.TimmWrapperModel(transformers.TimmWrapperConfig(architecture="test_vit", do_pooling=False)).eval()
-    assert backbones.find_sites(model)[0].path == "timm_model.blocks.0"
+    assert backbones.find_blocks(model)[0].path == "timm_model.blocks.0"
     assert backbones.architecture(model) == "test_vit"
     check_backbone(model, images(1, 160, 160), compile=False)
 
 
-def test_audio_and_video_tokens_need_no_grid():
+def test_audio_and_video_models_are_wrapped_with_example_inputs():
     transformers = pytest.importorskip("transformers")
     audio = transformers.ASTModel(transformers.ASTConfig(**SMALL, max_length=64, num_mel_bins=32)).eval()
     with pytest.raises(rein.UnsupportedBackboneError, match="example_inputs"):
-        rein.wrap(audio, blocks=layers_of(audio), num_prefix_tokens=2)
-    check_backbone(audio, (torch.randn(1, 64, 32),), blocks=layers_of(audio), num_prefix_tokens=2, compile=False)
+        rein.wrap(audio, blocks=get_layers(audio), num_prefix_tokens=2)
+    check_backbone(audio, (torch.randn(1, 64, 32),), blocks=get_layers(audio), num_prefix_tokens=2, compile=False)
     settings = {**SMALL, "image_size": 32, "patch_size": 8, "num_frames": 4}
     video = transformers.VideoMAEModel(transformers.VideoMAEConfig(**settings)).eval()
     clip = {"pixel_values": torch.randn(1, 4, 3, 32, 32)}
-    check_backbone(video, clip, blocks=layers_of(video), num_prefix_tokens=0, compile=False)
-    with pytest.raises(rein.UnsupportedBackboneError, match="Give it with num_prefix_tokens=N"):
-        rein.wrap(video, blocks=layers_of(video), example_inputs=clip)
+    check_backbone(video, clip, blocks=get_layers(video), num_prefix_tokens=0, compile=False)
+    with pytest.raises(rein.UnsupportedBackboneError, match="could not be measured; .* Pass num_prefix_tokens=N"):
+        rein.wrap(video, blocks=get_layers(video), example_inputs=clip)
 
 
 def test_an_encoder_inside_a_segmentation_model_is_found():
     smp = pytest.importorskip("segmentation_models_pytorch")
     model = smp.Unet("tu-test_resnet", encoder_weights=None, encoder_depth=4, decoder_channels=(32, 16, 16, 8)).eval()
-    assert backbones.find_sites(model)[0].path == "encoder.model.layer1.0"
+    assert backbones.find_blocks(model)[0].path == "encoder.model.layer1.0"
     check_backbone(model, images(1, 64, 96), compile=False)
     model = smp.DPT("tu-test_vit", encoder_weights=None).eval()
-    rein.wrap(model.encoder)  # the decoder trains on
+    rein.wrap(model.encoder)  # the decoder stays trainable
     assert {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad} > {"decoder", "segmentation_head"}
     model.encoder.model.train()
     model(images(1, 160, 160)).sum().backward()
@@ -77,7 +77,7 @@ class HubBlock(nn.Module):
 
 
 class HubDinoVisionTransformer(nn.Module):
-    """The block structure of torch.hub's DINOv2: blocks in chunks that are padded with identities, registers, a dictionary out."""
+    """The structure of DINOv2 in torch.hub: blocks in chunks with leading identities, register tokens, a dictionary as output."""
 
     def __init__(self, dim=32, registers=4):
         super().__init__()
@@ -101,16 +101,16 @@ class HubDinoVisionTransformer(nn.Module):
         return {"x_norm_clstoken": x[:, 0], "x_norm_patchtokens": x[:, 5:]}
 
 
-def test_dinov2_of_torch_hub_by_its_blocks():
+def test_dinov2_of_torch_hub_is_wrapped_by_its_blocks():
     torch.manual_seed(0)
     model = HubDinoVisionTransformer().eval()
     blocks = [block for chunk in model.blocks for block in chunk if isinstance(block, HubBlock)]
-    sites = backbones.find_sites(model, blocks)
-    assert [(s.path, s.num_prefix_tokens) for s in sites] == [(f"blocks.{i}", 5) for i in ("0.0", "0.1", "1.2", "1.3")]
+    infos = backbones.find_blocks(model, blocks)
+    assert [(s.path, s.num_prefix_tokens) for s in infos] == [(f"blocks.{i}", 5) for i in ("0.0", "0.1", "1.2", "1.3")]
     assert "compile" in check_backbone(model, images(1, 56, 84), blocks=blocks)
 
 
-def test_naflexvit_takes_its_dictionary_of_patches():
+def test_naflexvit_is_refined_with_a_dictionary_of_patches():
     naflex = timm.create_model(
         "naflexvit_base_patch16_gap", num_classes=0, patch_size=8, embed_dim=32, depth=2, num_heads=2, reg_tokens=2
     )
@@ -122,7 +122,7 @@ def test_naflexvit_takes_its_dictionary_of_patches():
     }
     checked = check_backbone(naflex, (patches,), compile=False)
     assert "gradients" in checked
-    model = rein.wrap(naflex.eval(), rein.ReinConfig(num_tokens=5, scale_init=0.5))  # measured with an image, used with patches
+    model = rein.wrap(naflex.eval(), rein.ReinConfig(num_tokens=5, scale_init=0.5))  # measured with an image, called with patches
     with torch.no_grad():
         refined = model(patches)
         with rein.disabled(model):
@@ -130,7 +130,7 @@ def test_naflexvit_takes_its_dictionary_of_patches():
 
 
 class Forgetful(nn.Module):
-    """Blocks that run a second time while the first result is used: what rein does there is lost."""
+    """The output of the block is not used, so a refinement of it is lost."""
 
     def __init__(self):
         super().__init__()
@@ -142,8 +142,8 @@ class Forgetful(nn.Module):
         return self.out(x.mean(1))
 
 
-def test_a_broken_promise_is_named():
-    with pytest.raises(BrokenPromiseError, match="^features: the model's outputs do not see the adapter"):
+def test_a_failed_check_is_named():
+    with pytest.raises(BackboneCheckError, match="^features: the adapter does not change the outputs of the model"):
         check_backbone(Forgetful(), images(), blocks=["block"])
 
     class Noisy(HubDinoVisionTransformer):
@@ -151,7 +151,7 @@ def test_a_broken_promise_is_named():
             x = super().forward(x)["x_norm_patchtokens"]
             return x + torch.randn_like(x)
 
-    with pytest.raises(BrokenPromiseError, match="^disabled: the outputs are not the bare ones"):
+    with pytest.raises(BackboneCheckError, match="^disabled: the outputs differ from those of the bare model"):
         check_backbone(Noisy(), images(1, 56, 56), blocks=["blocks.0.0"])
 
     class InPlace(nn.Linear):
@@ -162,27 +162,34 @@ def test_a_broken_promise_is_named():
     model = HubDinoVisionTransformer()
     model.blocks[0][1] = InPlace(32, 32)
     assert "frozen" in check_backbone(model, images(1, 56, 56), blocks=["blocks.0.1"], compile=False)
-    assert issubclass(BrokenPromiseError, AssertionError)
+    assert issubclass(BackboneCheckError, AssertionError)
 
 
-def test_check_backbone_refuses_what_it_cannot_judge():
-    with pytest.raises(rein.errors.InputError, match="wants a bare model; call rein.unwrap"):
+def test_check_backbone_refuses_wrapped_not_finite_and_unknown_models():
+    with pytest.raises(rein.errors.InputError, match="expects a bare model, got a wrapped one; call rein.unwrap"):
         check_backbone(rein.wrap(tiny_vit()), images())
     nan = tiny_vit()
     nan.blocks[0].norm1.weight.data.fill_(torch.nan)
     with pytest.raises(rein.errors.InputError, match="not finite"):
         check_backbone(nan, images())
-    with pytest.raises(rein.UnsupportedBackboneError, match="where the blocks of Linear are is not known"):
+    with pytest.raises(rein.UnsupportedBackboneError, match="rein does not know the blocks of Linear"):
         check_backbone(nn.Linear(3, 3), torch.randn(2, 3))
 
 
-def test_a_sequential_model_runs_past_its_adapter():
+def test_the_old_name_of_the_check_error_is_deprecated():
+    with pytest.warns(DeprecationWarning, match="use rein.testing.BackboneCheckError"):
+        assert rein.testing.BrokenPromiseError is BackboneCheckError
+    with pytest.raises(AttributeError, match="no attribute 'missing'"):
+        _ = rein.testing.missing
+
+
+def test_a_sequential_model_runs_with_its_adapter_as_a_child():
     model = nn.Sequential(build("vit"), nn.LayerNorm(32))
     check_backbone(model, images(), compile=False)
-    assert backbones.find_sites(model)[0].path == "0.blocks.0"
+    assert backbones.find_blocks(model)[0].path == "0.blocks.0"
 
 
-def test_hooks_that_were_there_before_see_refined_features():
+def test_hooks_that_were_added_before_wrap_see_refined_features():
     model, seen = build("vit"), []
     model.blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))
     model(images())
@@ -199,7 +206,7 @@ def hub(**attributes):
 
 
 class Trailing(HubDinoVisionTransformer):
-    """Detection tokens behind the patches, as YOLOS has them."""
+    """Detection tokens after the patch tokens, as in YOLOS."""
 
     def forward(self, x):
         x = self.patch_embed(x).flatten(2).mT
@@ -210,11 +217,14 @@ class Trailing(HubDinoVisionTransformer):
         return x
 
 
-def test_rows_behind_the_patches_are_noticed():
-    with pytest.raises(BrokenPromiseError, match=r"^prefix rows: rows \[17, 18, 19, 20\] at block 'blocks.0.0' are no patches"):
+def test_tokens_after_the_patch_tokens_are_detected():
+    with pytest.raises(
+        BackboneCheckError,
+        match=r"^prefix rows: rows \[17, 18, 19, 20\] at block 'blocks.0.0' are not patches; expected such rows among the first 5",
+    ):
         check_backbone(Trailing(), images(1, 56, 56), blocks=["blocks.0.0"], compile=False)
-    model = rein.wrap(Trailing(), blocks=["blocks.0.0"], num_prefix_tokens=1)  # what a user who knows can do
-    assert model.rein_injection.sites[0].num_prefix_tokens == 1
+    model = rein.wrap(Trailing(), blocks=["blocks.0.0"], num_prefix_tokens=1)  # a user may still pass the number
+    assert model.rein_injection.blocks[0].num_prefix_tokens == 1
 
 
 class Caching(HubBlock):
@@ -229,7 +239,7 @@ class Caching(HubBlock):
         return super().forward(x + self.cache[x.shape[1]][:, None])
 
 
-def test_what_blocks_remember_is_left_alone():
+def test_caches_of_blocks_are_unchanged():
     model, paths = hub()
     model.blocks[0][1] = Caching(32).eval()
     model(images(1, 56, 56))
@@ -239,7 +249,7 @@ def test_what_blocks_remember_is_left_alone():
     model(images(1, 224, 448))
 
 
-def test_users_hooks_of_both_kinds_see_no_meta_tensors():
+def test_users_hooks_and_pre_hooks_see_no_meta_tensors():
     model, paths = hub()
     seen = []
     model.blocks[0][0].register_forward_pre_hook(lambda module, args: seen.append(args[0].device.type))
@@ -250,7 +260,7 @@ def test_users_hooks_of_both_kinds_see_no_meta_tensors():
     assert seen == ["cpu", "cpu"]
 
 
-def test_weight_norm_is_measured_through():
+def test_a_block_with_weight_norm_can_be_measured():
     model, paths = hub()
     torch.nn.utils.parametrizations.weight_norm(model.blocks[0][0].mlp[0])
     with pytest.warns(FutureWarning, match="weight_norm"):
@@ -282,40 +292,40 @@ class ChannelsBeforeRows(nn.Module):
 @pytest.mark.parametrize(
     ("model", "arguments", "message"),
     [
-        (SequenceFirst(), {"blocks": ["blocks.0.0"], "num_prefix_tokens": 1}, "whose first axis is the batch"),
+        (SequenceFirst(), {"blocks": ["blocks.0.0"], "num_prefix_tokens": 1}, "expected the batch as first axis"),
         (
             SequenceFirst(),
             {"blocks": ["blocks.0.0"], "num_prefix_tokens": 1, "example_inputs": torch.zeros(2, 3, 56, 56)},
-            "gives a tensor of shape .* for 2 inputs",
+            "returns a tensor of shape .* for 2 inputs",
         ),
-        (ChannelsBeforeRows(), {"blocks": ["block"], "num_prefix_tokens": 0}, r"gives a tensor of shape \(3, 16,"),
-        (tiny_vit(), {"blocks": 5}, "blocks is 5; it must be a list"),
+        (ChannelsBeforeRows(), {"blocks": ["block"], "num_prefix_tokens": 0}, r"returns a tensor of shape \(3, 16,"),
+        (tiny_vit(), {"blocks": 5}, "blocks is 5; expected a list"),
         (
             tiny_vit(),
             {"num_prefix_tokens": 99},
-            "num_prefix_tokens is 99, but block 'blocks.0' of .* gives 17 rows; 1 were measured",
+            "num_prefix_tokens is 99, but block .* returns 17 tokens per image; expected 0 to 16; the measured .* 1",
         ),
         (tiny_vit(), {"num_prefix_tokens": -1}, "num_prefix_tokens is -1"),
-        (tiny_vit(), {"example_inputs": "x"}, "example_inputs holds no tensor; got str"),
+        (tiny_vit(), {"example_inputs": "x"}, "example_inputs is a str without a tensor; expected a tensor"),
     ],
 )
-def test_layouts_and_counts_that_do_not_fit_are_refused(model, arguments, message):
+def test_unsupported_layouts_and_wrong_arguments_are_refused(model, arguments, message):
     with pytest.raises(rein.UnsupportedBackboneError, match=message):
         rein.wrap(model, **arguments)
     assert all(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("example", [images(), (images(),), {"x": images()}])
-def test_an_example_image_may_be_given_in_every_way(example):
-    assert backbones.find_sites(tiny_vit(), example_inputs=example)[0].num_prefix_tokens == 1
+def test_an_example_image_may_be_a_tensor_a_tuple_or_a_dictionary(example):
+    assert backbones.find_blocks(tiny_vit(), example_inputs=example)[0].num_prefix_tokens == 1
 
 
-def test_an_adapter_of_tokens_that_are_no_images_is_loaded_with_example_inputs(tmp_path):
+def test_an_adapter_of_an_audio_model_is_loaded_with_example_inputs(tmp_path):
     transformers = pytest.importorskip("transformers")
     make = lambda: transformers.ASTModel(transformers.ASTConfig(**SMALL, max_length=64, num_mel_bins=32)).eval()  # noqa: E731
     torch.manual_seed(0)
     audio, x = make(), torch.randn(1, 64, 32)
-    rein.wrap(audio, blocks=layers_of(audio), num_prefix_tokens=2, example_inputs=x)
+    rein.wrap(audio, blocks=get_layers(audio), num_prefix_tokens=2, example_inputs=x)
     rein.save(audio, tmp_path / "a.safetensors")
     torch.manual_seed(0)
     with pytest.raises(rein.CheckpointError, match="example_inputs"):
@@ -325,7 +335,7 @@ def test_an_adapter_of_tokens_that_are_no_images_is_loaded_with_example_inputs(t
     assert torch.equal(again(x).last_hidden_state, audio(x).last_hidden_state)
 
 
-def test_an_adapter_moves_between_a_model_and_its_features_only_form(tmp_path):
+def test_an_adapter_of_a_model_loads_into_its_features_only_form(tmp_path):
     whole = rein.wrap(timm.create_model("test_convnext"), rein.ReinConfig(num_tokens=5))
     rein.save(whole, tmp_path / "a.safetensors")
     features = timm.create_model("test_convnext", features_only=True)
@@ -337,13 +347,13 @@ def test_an_adapter_moves_between_a_model_and_its_features_only_form(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["levit_128s", "crossvit_tiny_240"])
-def test_stages_that_round_up_cover_all_of_a_fixed_image(name):
+def test_stages_that_round_up_cover_the_whole_fixed_image(name):
     spec = backbones.input_spec(timm.create_model(name, num_classes=0))
     assert spec.covered == spec.fixed_size
 
 
-def test_a_square_grid_as_wide_as_its_channels_is_measured_at_a_second_size():
+def test_a_square_grid_as_large_as_the_width_is_measured_at_a_second_size():
     with torch.device("meta"):
         model = timm.create_model("maxvit_nano_rw_256", num_classes=0)
-    sites = backbones.find_sites(model)
-    assert (sites[0].layout, sites[0].width) == ("NCHW", 64)
+    infos = backbones.find_blocks(model)
+    assert (infos[0].layout, infos[0].width) == ("NCHW", 64)

@@ -1,4 +1,4 @@
-"""The README's code blocks run, and its commands exist."""
+"""The code blocks of the README and the docs run, and their commands, options and pictures exist."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ BLOCKS = [
 
 @pytest.mark.parametrize(("text", "code"), BLOCKS)
 def test_python_blocks_run(text, code, tmp_path, monkeypatch):
-    """Every block runs by itself. Only the width and the weights differ: depth, patch and sizes are those of the named model."""
+    """Every block runs on its own. Models are narrower and not pretrained; depth, patch and sizes are those of the named model."""
     real = timm.create_model
 
     def small(name, pretrained=False, **settings):
@@ -31,20 +31,20 @@ def test_python_blocks_run(text, code, tmp_path, monkeypatch):
     exec(compile(code, f"{text.name}", "exec"), {})
 
 
-def test_the_readme_has_its_code_and_opens_with_one_sentence_and_the_install_line():
+def test_the_readme_has_code_blocks_and_starts_with_the_install_line():
     text = (ROOT / "README.md").read_text()
     assert len(BLOCKS) >= 2
     assert "pip install rein-adapter" in text[:900]
 
 
 @cache
-def help_of(command):
+def get_help(command):
     return subprocess.run(
         [sys.executable, "-m", "rein.cli", *command, "--help"], capture_output=True, text=True, check=True
     ).stdout
 
 
-def test_commands_in_the_texts_exist():
+def test_the_commands_and_options_in_the_texts_exist():
     fences = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
     blocks = [block for text in TEXTS for language, block in fences.findall(text.read_text()) if not language]
     commands = {line for block in blocks for line in re.findall(r"^(?:make|rein) .*$", block, re.MULTILINE)}
@@ -55,12 +55,12 @@ def test_commands_in_the_texts_exist():
         if words[0] == "make":
             assert re.search(rf"^{re.escape(words[1])}:", makefile, re.MULTILINE), command
         else:
-            said = help_of(tuple(words[1 : 3 if words[1] == "data" else 2]))
+            help_text = get_help(tuple(words[1 : 3 if words[1] == "data" else 2]))
             for option in (word.partition("=")[0] for word in words if word.startswith("--")):
-                assert option in said, command
+                assert option in help_text, command
 
 
-def test_pictures_in_the_texts_exist():
+def test_the_pictures_in_the_texts_exist():
     for text in TEXTS:
         for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text.read_text()):
             assert (text.parent / target).is_file(), target

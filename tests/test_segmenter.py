@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import rein
-from models import FAMILIES, build, images, strong
+from models import FAMILIES, amplify_adapter, build, images
 from rein.errors import InputError
 from rein.segmenter import _windows, default_indices
 from test_heads import HEADS
@@ -19,26 +19,27 @@ every_head = pytest.mark.parametrize("head", HEADS)
 
 
 def segmenter(family=DYNAMIC, head="fpn", wrap=True, num_classes=5):
+    """A segmenter in eval mode over a small backbone."""
     backbone = build(family)
     if wrap:
-        strong(rein.wrap(backbone, SMALL))
+        amplify_adapter(rein.wrap(backbone, SMALL))
     torch.manual_seed(1)
-    made = HEADS[head](num_classes)
-    arguments = {**made.arguments, "in_channels": [32] * len(made.in_channels)}
-    return rein.Segmenter(backbone, type(made)(**arguments)).eval()
+    template = HEADS[head](num_classes)
+    arguments = {**template.arguments, "in_channels": [32] * len(template.in_channels)}
+    return rein.Segmenter(backbone, type(template)(**arguments)).eval()
 
 
 @pytest.mark.parametrize("head", ["linear, one map", "fpn", "linked mask2former", "smp dpt", "smp upernet"])
 @pytest.mark.parametrize("family", [DYNAMIC, FIXED, "dinov3"])
 @pytest.mark.parametrize("size", [(32, 32), (17, 29), (45, 70), (8, 90), (1, 1)])
-def test_logits_have_the_size_of_the_images_whatever_it_is(family, head, size):
+def test_logits_have_the_size_of_the_images(family, head, size):
     logits = segmenter(family, head)(images(2, *size))
     assert logits.shape == (2, 5, *size)
     assert torch.isfinite(logits).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_of_backbones_gives_logits_and_learns(family):
+def test_every_backbone_family_gives_logits_and_gradients(family):
     model = segmenter(family, "linear, four maps")
     logits = model(images(1, 45, 70))
     assert logits.shape == (1, 5, 45, 70)
@@ -47,14 +48,14 @@ def test_every_family_of_backbones_gives_logits_and_learns(family):
     assert model.backbone.rein.tokens_b.grad.flatten(1).abs().amax(1).min() > 0
 
 
-def test_padding_is_at_the_right_and_at_the_bottom_and_is_cut_off():
+def test_images_are_padded_right_and_bottom_and_logits_are_cropped():
     model, x = segmenter(), images(1, 27, 44)
     padded = F.pad(x, (0, 4, 0, 5))
     assert torch.allclose(model(x), model(padded)[..., :27, :44])
 
 
 @every_head
-def test_the_adapter_changes_the_logits_and_learns_through_the_loss(head):
+def test_the_adapter_changes_the_logits_and_gets_gradients_from_the_loss(head):
     model, x = segmenter(head=head), images()
     with rein.disabled(model.backbone):
         bare = model(x)
@@ -74,15 +75,15 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_logits():
     assert model.loss(x, torch.full_like(labels, 255)).item() == 0
 
 
-def test_a_bare_backbone_can_be_trained_whole_or_frozen():
-    whole, frozen = segmenter(wrap=False), segmenter(wrap=False)
+def test_a_bare_backbone_can_be_fully_trained_or_frozen():
+    full, frozen = segmenter(wrap=False), segmenter(wrap=False)
     frozen.backbone.requires_grad_(False)
-    assert whole.train().backbone.blocks[0].training
+    assert full.train().backbone.blocks[0].training
     assert not frozen.train().backbone.training
     assert frozen.head.training
     labels = torch.zeros(2, 32, 32, dtype=torch.long)
-    whole.loss(images(), labels).backward()
-    assert whole.backbone.blocks[0].attn.qkv.weight.grad is not None
+    full.loss(images(), labels).backward()
+    assert full.backbone.blocks[0].attn.qkv.weight.grad is not None
     frozen.loss(images(), labels).backward()
     assert frozen.backbone.blocks[0].attn.qkv.weight.grad is None
 
@@ -98,15 +99,15 @@ def test_sliding_windows_average_the_logits_of_each_window(window, stride):
     lefts = sorted({min(left, max(0, 56 - width)) for left in range(0, 56, across)})
     for top in tops:
         for left in lefts:
-            piece = x[..., top : top + height, left : left + width]
-            total[..., top : top + height, left : left + width] += model(piece)
+            crop = x[..., top : top + height, left : left + width]
+            total[..., top : top + height, left : left + width] += model(crop)
             count[top : top + height, left : left + width] += 1
     assert torch.allclose(model.predict(x, window, stride), total / count, atol=1e-5)
 
 
-def test_an_image_within_the_window_is_predicted_whole():
+def test_an_image_smaller_than_the_window_is_predicted_at_once():
     model, x = segmenter(), images(1, 30, 44)
-    with torch.no_grad():  # with gradients the adapter rounds otherwise
+    with torch.no_grad():  # with gradients, the adapter rounds differently
         whole = model(x)
     assert torch.equal(model.predict(x), whole)
     assert torch.equal(model.predict(x, window=None), whole)
@@ -115,7 +116,7 @@ def test_an_image_within_the_window_is_predicted_whole():
 @pytest.mark.parametrize(
     ("length", "window", "stride"), [(10, 4, 3), (10, 4, 4), (10, 10, 3), (3, 10, 3), (1024, 512, 341), (11, 4, 1)]
 )
-def test_windows_cover_everything_once_in_order_and_stay_inside(length, window, stride):
+def test_windows_cover_every_pixel_in_order_and_stay_inside(length, window, stride):
     windows = _windows(length, window, stride)
     assert windows[0].start == 0
     assert windows[-1].stop == length
@@ -123,7 +124,7 @@ def test_windows_cover_everything_once_in_order_and_stay_inside(length, window, 
     assert all(0 < b.start - a.start <= stride and b.start <= a.stop for a, b in pairwise(windows))
 
 
-def test_predict_needs_no_gradient_and_restores_every_mode():
+def test_predict_computes_no_gradients_and_restores_every_mode():
     model = segmenter(head="linear, four maps").train()
     model.head.dropout.eval()
     modes = [module.training for module in model.modules()]
@@ -133,7 +134,7 @@ def test_predict_needs_no_gradient_and_restores_every_mode():
     assert [module.training for module in model.modules()] == modes
 
 
-def test_default_blocks_are_the_papers():
+def test_default_indices_are_those_of_the_paper():
     assert default_indices(24, 4) == [7, 11, 15, 23]
     assert default_indices(12, 4) == [3, 5, 7, 11]
     assert default_indices(12, 1) == [11]
@@ -141,8 +142,8 @@ def test_default_blocks_are_the_papers():
     assert default_indices(4, 2) == [1, 3]
 
 
-def test_indices_choose_the_maps():
-    backbone = strong(rein.wrap(build(DYNAMIC), SMALL))
+def test_indices_select_the_feature_maps():
+    backbone = amplify_adapter(rein.wrap(build(DYNAMIC), SMALL))
     head = rein.heads.LinearHead([32, 32], 3).eval()
     model = rein.Segmenter(backbone, head, indices=[0, 2])
     maps = backbone.forward_intermediates(images(), indices=[0, 2], intermediates_only=True)
@@ -152,10 +153,10 @@ def test_indices_choose_the_maps():
 
 @every_head
 @pytest.mark.parametrize("wrap", [True, False])
-def test_one_file_brings_adapter_and_head_back(tmp_path, head, wrap):
+def test_one_file_restores_adapter_and_head(tmp_path, head, wrap):
     model, x = segmenter(head=head, wrap=wrap), images(1, 45, 30)
     if not wrap:
-        with pytest.raises(InputError, match="the backbone is bare and trains"):
+        with pytest.raises(InputError, match="the backbone is bare and has trainable parameters"):
             model.save(tmp_path / "model.safetensors")
         model.backbone.requires_grad_(False)
     model.save(tmp_path / "model.safetensors")
@@ -166,29 +167,31 @@ def test_one_file_brings_adapter_and_head_back(tmp_path, head, wrap):
     assert torch.equal(again(x), model(x))
 
 
-def test_files_of_the_other_kind_and_other_backbones_are_refused(tmp_path):
+def test_a_file_of_another_kind_or_for_another_backbone_is_an_error(tmp_path):
     model = segmenter()
     model.save(tmp_path / "model.safetensors")
     rein.save(model.backbone, tmp_path / "adapter.safetensors")
     backbone = build(DYNAMIC)
     keys = list(backbone.state_dict())
-    with pytest.raises(rein.CheckpointError, match=r"holds an adapter alone; read it with rein.load"):
+    with pytest.raises(rein.CheckpointError, match=r"is an adapter file, expected a segmenter file; load it with rein.load"):
         rein.Segmenter.load(tmp_path / "adapter.safetensors", backbone)
-    with pytest.raises(rein.CheckpointError, match=r"holds a segmenter.*rein.Segmenter.load"):
+    with pytest.raises(
+        rein.CheckpointError, match=r"is a segmenter file, expected an adapter file; load it with rein.Segmenter.load"
+    ):
         rein.load(backbone, tmp_path / "model.safetensors")
     with pytest.raises(rein.CheckpointError, match="was trained on VisionTransformer, the model is Eva"):
         rein.Segmenter.load(tmp_path / "model.safetensors", build("dinov3"))
-    with pytest.raises(rein.CheckpointError, match="widths per block"):
+    with pytest.raises(rein.CheckpointError, match=r"the file has widths \[32, .*, the model has \[64, "):
         rein.Segmenter.load(tmp_path / "model.safetensors", build(DYNAMIC, embed_dim=64))
     assert list(backbone.state_dict()) == keys
 
 
-def test_a_head_of_the_users_own_is_not_saved_half():
-    class Mine(rein.heads.LinearHead):
+def test_saving_a_custom_head_is_an_error():
+    class CustomHead(rein.heads.LinearHead):
         pass
 
-    model = rein.Segmenter(build(DYNAMIC).requires_grad_(False), Mine(32, 3))
-    with pytest.raises(InputError, match=r"Mine is not one of rein.heads"):
+    model = rein.Segmenter(build(DYNAMIC).requires_grad_(False), CustomHead(32, 3))
+    with pytest.raises(InputError, match=r"head is a CustomHead, expected a class of rein.heads"):
         model.save("never.safetensors")
 
 
@@ -197,7 +200,7 @@ def test_a_head_of_the_users_own_is_not_saved_half():
     [
         (
             lambda m: m(torch.zeros(3, 32, 32)),
-            r"images must be floating point \(B, 3, H, W\); got torch.float32 of shape \(3, 32, 32\)",
+            r"images must be floating point \(B, 3, H, W\), got torch.float32 of shape \(3, 32, 32\)",
         ),
         (lambda m: m(torch.zeros(1, 4, 32, 32)), r"\(1, 4, 32, 32\)"),
         (lambda m: m(torch.zeros(1, 3, 0, 32)), r"\(1, 3, 0, 32\)"),
@@ -209,49 +212,49 @@ def test_a_head_of_the_users_own_is_not_saved_half():
         (lambda m: m.loss(images(), torch.zeros(2, 32, 31, dtype=torch.long)), r"of shape \(2, 32, 31\)"),
         (
             lambda m: m.loss(images(), torch.full((2, 32, 32), 5)),
-            r"labels must be 0 to 4, or 255 where nothing counts; got \[5\]",
+            r"labels must be 0 to 4, or 255 for ignored pixels, got \[5\]",
         ),
         (lambda m: m.loss(images(), torch.full((2, 32, 32), -1)), r"got \[-1\]"),
-        (lambda m: m.predict(images(), window=0), r"window \(0, 0\)"),
+        (lambda m: m.predict(images(), window=0), r"window is \(0, 0\)"),
         (lambda m: m.predict(images(), window=16, stride=17), "the stride no larger than the window"),
-        (lambda m: m.predict(images(), window=32.5), "whole numbers of pixels"),
+        (lambda m: m.predict(images(), window=32.5), "must be an integer number of pixels"),
         (lambda m: m("image"), "images must be a tensor"),
     ],
 )
-def test_wrong_input_is_refused(call, message):
+def test_invalid_input_is_an_error(call, message):
     with pytest.raises(InputError, match=message):
         call(segmenter())
 
 
-def test_training_on_images_beyond_a_fixed_size_is_refused():
-    with pytest.raises(InputError, match="images are 40 x 32, the backbone takes 32 x 32: train on crops"):
+def test_training_on_images_larger_than_a_fixed_size_is_an_error():
+    with pytest.raises(InputError, match="images are 40 x 32, the backbone accepts at most 32 x 32; train on crops"):
         segmenter(FIXED).loss(images(1, 40, 32), torch.zeros(1, 40, 32, dtype=torch.long))
 
 
 @pytest.mark.parametrize("indices", [[0, 1, 2], [0, 1, 2, 4], [0, 2, 1, 3], [0, 1, 1, 3], [-1, 1, 2, 3]])
-def test_impossible_indices_are_refused(indices):
+def test_invalid_indices_are_an_error(indices):
     head = rein.heads.LinearHead([32] * 4, 3)
-    with pytest.raises(InputError, match="must be 4 different blocks below 4, in order"):
+    with pytest.raises(InputError, match="indices is .*; it must be 4 increasing integers from 0 to 3"):
         rein.Segmenter(build(DYNAMIC), head, indices)
 
 
-def test_a_head_that_wants_queries_needs_an_adapter_that_has_them():
-    class Linked(rein.heads.LinearHead):
+def test_a_head_that_requires_queries_needs_an_adapter_with_queries():
+    class QueryHead(rein.heads.LinearHead):
         uses_queries = True
 
         def forward(self, maps, queries=None):
             return super().forward(maps) + queries.mean()
 
-    with pytest.raises(InputError, match="Linked uses an adapter's queries and cannot learn its own"):
-        rein.Segmenter(build(DYNAMIC), Linked(32, 3))
-    with pytest.raises(InputError, match="Linked uses an adapter's queries and cannot learn its own"):
-        rein.Segmenter(rein.wrap(build(DYNAMIC), SMALL), Linked(32, 3))
-    model = rein.Segmenter(rein.wrap(build(DYNAMIC), rein.ReinConfig(num_tokens=4, rank=2, query_dim=6)), Linked(32, 3))
+    with pytest.raises(InputError, match="QueryHead requires an adapter's queries and cannot learn queries"):
+        rein.Segmenter(build(DYNAMIC), QueryHead(32, 3))
+    with pytest.raises(InputError, match="QueryHead requires an adapter's queries and cannot learn queries"):
+        rein.Segmenter(rein.wrap(build(DYNAMIC), SMALL), QueryHead(32, 3))
+    model = rein.Segmenter(rein.wrap(build(DYNAMIC), rein.ReinConfig(num_tokens=4, rank=2, query_dim=6)), QueryHead(32, 3))
     model(images()).sum().backward()
     assert model.backbone.rein.query_merge.weight.grad is not None
 
 
-def test_a_patch_that_does_not_divide_the_fixed_size_leaves_no_pixel_out():
+def test_a_patch_size_that_does_not_divide_the_fixed_size_leaves_no_pixel_out():
     backbone = build(FIXED, img_size=44)  # 5 x 5 patches of 8 cover 40 pixels
     model = rein.Segmenter(backbone, rein.heads.LinearHead(32, 3)).eval()
     x = images(1, 44, 44)
@@ -260,17 +263,17 @@ def test_a_patch_that_does_not_divide_the_fixed_size_leaves_no_pixel_out():
     with torch.no_grad():
         assert (model(changed) - model(x))[..., 40:].abs().min() > 0
         assert model(x[..., :40, :40]).shape == (1, 3, 40, 40)
-    with pytest.raises(InputError, match="images are 44 x 44, the backbone takes 40 x 40"):
+    with pytest.raises(InputError, match="images are 44 x 44, the backbone accepts at most 40 x 40"):
         model.loss(x, torch.zeros(1, 44, 44, dtype=torch.long))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_backbone_and_head_may_have_different_dtypes(tmp_path, dtype):
+def test_backbone_and_head_can_have_different_dtypes(tmp_path, dtype):
     model, x = segmenter(), images()
     expected = model(x)
     model.backbone.to(dtype)
-    for given in (x, x.to(dtype)):
-        logits = model(given)
+    for inputs in (x, x.to(dtype)):
+        logits = model(inputs)
         assert logits.dtype == torch.float32
         assert torch.allclose(logits, expected, atol=0.2)
     model.loss(x, torch.zeros(2, 32, 32, dtype=torch.uint16)).backward()
@@ -280,18 +283,18 @@ def test_backbone_and_head_may_have_different_dtypes(tmp_path, dtype):
     assert torch.allclose(again(x).float(), logits, atol=1e-2)
 
 
-def test_parameters_of_queries_that_a_head_does_not_use_still_have_gradients():
+def test_query_parameters_that_the_head_does_not_use_have_zero_gradients():
     backbone = rein.wrap(build(DYNAMIC), rein.ReinConfig(num_tokens=6, rank=2, query_dim=8))
     model = rein.Segmenter(backbone, rein.heads.LinearHead(32, 3))
     labels = torch.zeros(2, 32, 32, dtype=torch.long)
     loss = model.loss(images(), labels)
     assert loss.item() == pytest.approx(F.cross_entropy(model(images()), labels).item(), rel=1e-5)
     loss.backward()
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # DDP waits for every one of them
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # DDP requires all
     assert (backbone.rein.query_merge.weight.grad == 0).all()
 
 
-def test_a_file_that_does_not_fit_leaves_the_backbone_alone(tmp_path):
+def test_a_file_that_does_not_fit_leaves_the_backbone_unchanged(tmp_path):
     segmenter().save(tmp_path / "deep.safetensors")
     shallow = build(DYNAMIC, depth=3)
     with pytest.raises(rein.CheckpointError, match="does not fit this VisionTransformer: indices"):
@@ -300,16 +303,16 @@ def test_a_file_that_does_not_fit_leaves_the_backbone_alone(tmp_path):
     bare = segmenter(wrap=False)
     bare.backbone.requires_grad_(False)
     bare.save(tmp_path / "bare.safetensors")
-    with pytest.raises(rein.CheckpointError, match="head over a bare backbone, this one is wrapped"):
+    with pytest.raises(rein.CheckpointError, match="head for a bare backbone, but this backbone is wrapped"):
         rein.Segmenter.load(tmp_path / "bare.safetensors", segmenter().backbone)
 
 
-def test_a_backbone_with_fewer_blocks_than_maps_is_refused():
-    with pytest.raises(InputError, match="the head wants 4 maps, the backbone has 3 blocks"):
+def test_a_backbone_with_fewer_blocks_than_maps_is_an_error():
+    with pytest.raises(InputError, match="the head expects 4 maps, the backbone has 3 blocks"):
         rein.Segmenter(build(DYNAMIC, depth=3), rein.heads.LinearHead([32] * 4, 3))
 
 
-def test_segmenter_runs_in_half_precision_and_compiled():
+def test_a_segmenter_runs_in_half_precision_and_compiled():
     model, x = segmenter(), images()
     with torch.autocast("cpu", torch.bfloat16):
         assert model(x).dtype == torch.float32
@@ -330,7 +333,7 @@ def test_flips_and_scales_are_averaged():
 
 
 @every_head
-def test_windows_in_batches_are_the_same_windows(head):
+def test_batches_of_windows_give_the_same_logits(head):
     model, x = segmenter(head=head), images(2, 50, 70)
     expected = model.predict(x, 24, 16)
     assert torch.allclose(model.predict(x, 24, 16, window_batch=5), expected, atol=1e-4)
@@ -339,14 +342,14 @@ def test_windows_in_batches_are_the_same_windows(head):
 @pytest.mark.parametrize(
     "settings", [{"scales": ()}, {"scales": (0.0,)}, {"scales": (float("nan"),)}, {"scales": 1.5}, {"window_batch": 0}]
 )
-def test_impossible_ways_to_predict_are_refused(settings):
-    with pytest.raises(InputError, match="scales .* must be above 0"):
+def test_invalid_settings_of_predict_are_an_error(settings):
+    with pytest.raises(InputError, match="scales is .* and window_batch is .*; scales must be a list of"):
         segmenter().predict(images(), **settings)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's /proc")
-def test_memory_goes_by_the_window_and_not_by_the_image():
-    """2048 x 4096 pixels and 19 classes: the logits alone are 0.64 GB, activations of the whole image would be many."""
+def test_memory_grows_with_the_window_and_not_with_the_image():
+    """2048 x 4096 pixels and 19 classes: the logits take 0.64 GB; activations of the whole image would take many times more."""
     program = """
 import pathlib, re, timm, torch, rein
 vit = rein.wrap(timm.create_model("vit_small_patch16_224", img_size=512, num_classes=0))
@@ -356,5 +359,5 @@ assert logits.shape == (1, 19, 2048, 4096)
 print(re.search(r"VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    # The kernel's mark for this program alone: getrusage would also count the process that started it.
+    # VmHWM is the peak of this program alone; getrusage would include the parent process
     assert int(done.stdout) / 1e6 < 3.0  # GB

@@ -1,14 +1,14 @@
-"""Does it generalise? Fit on clear day only, and judge on day and on domains that were never shown, method by method.
+"""Does it generalise? Train each method on clear day only, and evaluate it on day and on domains that training never shows.
 
 python -m benchmarks.generalisation streets --out benchmarks/results/MACHINE
 python -m benchmarks.generalisation camvid --camvid FOLDER --out benchmarks/results/MACHINE
-python -m benchmarks.generalisation --tiny                      # only tries the code: runs/generalisation-tiny
+python -m benchmarks.generalisation --tiny                      # tries the code only: runs/generalisation-tiny
 
-Every method has the same frozen or unfrozen `rein.testing.pocket_vit`, the same head, the same steps and the same crops in the same
-order. The head's learning rate is found with the frozen backbone, then each method's own, on held-out SOURCE pairs of a seed that is
-not reported; targets are judged once, at the end.
+Every run is a recipe that `rein fit` and `rein test` execute. All methods have the same `rein.testing.pocket_vit`, the same head, the
+same number of steps and the same crops in the same order. The head's learning rate is found with the frozen backbone, then each
+method's own, on held-out SOURCE pairs of a seed that is not reported; targets are evaluated once, at the end.
 
-Each run is kept in --work as soon as it is done. The same command goes on where it was stopped.
+Finished runs are kept in --work. The same command resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 from benchmarks.__main__ import machine, write
 from benchmarks.generalisation import data
 from benchmarks.generalisation.plan import PLANS, tiny
-from benchmarks.generalisation.runs import draw_examples, run_plan, settled
-from benchmarks.generalisation.tables import text_table
+from benchmarks.generalisation.runs import draw_examples, run_plan, settings_of
+from benchmarks.generalisation.tables import as_text
 from rein.errors import InputError
 
 
@@ -36,26 +36,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("plans", nargs="*", metavar="PLAN", help=f"{described}. All without one; camvid only with --camvid")
     parser.add_argument("--camvid", type=Path, metavar="FOLDER", help="holds day_train, day_val and dusk_test")
     parser.add_argument(
-        "--work", type=Path, help="where runs are kept; default: runs/generalisation, or runs/generalisation-tiny"
+        "--work", type=Path, help="folder of finished runs; default: runs/generalisation, or runs/generalisation-tiny"
     )
     parser.add_argument("--out", type=Path, help="folder of the results; default: --work")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes, of one thread each")
-    parser.add_argument("--tiny", action="store_true", help="so little that only the code is tried")
+    parser.add_argument("--tiny", action="store_true", help="try the code only, at toy size")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.plans if name not in PLANS]:
         parser.error(f"there is no plan {unknown[0]!r}; there are {', '.join(map(repr, PLANS))}")
     names = options.plans or [name for name, plan in PLANS.items() if plan.data != data.CAMVID or options.camvid]
     if options.camvid is None and any(PLANS[name].data == data.CAMVID for name in names):
-        parser.error("camvid wants --camvid FOLDER")
+        parser.error("camvid needs --camvid FOLDER")
     if options.tiny and options.out:
         parser.error("--tiny gives no results for --out")
     if options.workers < 1:
-        parser.error(f"--workers {options.workers}; at least one is wanted")
+        parser.error(f"--workers {options.workers}; expected at least 1")
     work = options.work or Path("runs/generalisation-tiny" if options.tiny else "runs/generalisation")
     for folder in (work, options.out or work):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # said now and not after the work
+        except OSError as error:  # found before the work
             parser.error(f"cannot make the folder {folder}: {error.strerror}")
     for name in names:
         plan = tiny(PLANS[name]) if options.tiny else PLANS[name]
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         except KeyboardInterrupt:
             print(
-                f"benchmarks.generalisation: interrupted; what is done is in {work}; the same command goes on",
+                f"benchmarks.generalisation: interrupted; finished runs are in {work}; the same command resumes",
                 file=sys.stderr,
             )
             return 130
@@ -78,15 +78,15 @@ def main(arguments: list[str] | None = None) -> int:
             "machine": machine("cpu") | {"threads": 1, "processes": options.workers},
             "about": plan.about,
             "source": "day",
-            **settled(plan),
+            **settings_of(plan),
             "data": data.version(plan.data, options.camvid),
-            "contenders": {contender.name: contender.made_of() for contender in plan.contenders},
+            "contenders": {contender.name: contender.facts() for contender in plan.contenders},
             "rows": rows,
         }
         path = (options.out or work) / f"{plan.benchmark}.json"
         write(path, content)
-        picture = draw_examples(plan, content, work, options.camvid)
-        print(f"{text_table(content)}\n{path}\n{picture}")
+        picture = draw_examples(plan, content, work)
+        print(f"{as_text(content)}\n{path}\n{picture}")
     return 0
 
 

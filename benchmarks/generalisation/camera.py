@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rein.dgss.classes import IGNORE_LABEL
+from rein.dgss.labels import IGNORE_LABEL
 
 
 def another_camera(image: Tensor, label: Tensor, seed: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Who takes part: ways to tune the same backbone under the same head."""
+"""The methods that take part: ways to tune the same backbone under the same head."""
 
 from __future__ import annotations
 
@@ -6,31 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
-import rein
-from rein import backbones
-from rein.dgss import methods
-from rein.testing import pocket_vit
-
 
 @dataclass(frozen=True)
 class Contender:
     """One row of the table.
 
     Attributes:
-        name: of the row.
+        name: name of the row.
         method: one of `rein.dgss.methods.METHODS`.
-        settings: of the method.
-        blocks: where Rein refines, as a part of the depth, from and to.
-        pretrained: whether the backbone has its weights, or random ones.
-        about: what it is there to show.
+        settings: settings of the method.
+        pretrained: use the backbone's pretrained weights; otherwise random ones.
+        about: what the row is there to show.
     """
 
     name: str
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    blocks: tuple[float, float] = (0, 1)
     pretrained: bool = True
     about: str = ""
 
@@ -39,22 +30,12 @@ class Contender:
         """Whether nothing in the backbone trains."""
         return self.method == "freeze"
 
-    def made_of(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """Everything that its results depend on."""
-        where = {"blocks": list(self.blocks), "pretrained": self.pretrained}
-        return {"method": self.method, "settings": dict(self.settings), **where}
-
-    def backbone(self) -> nn.Module:
-        """A tuned `pocket_vit`; random weights are drawn from torch's random state."""
-        vit = pocket_vit(self.pretrained)
-        if self.blocks == (0, 1):
-            return methods.apply(self.method, vit, **self.settings)
-        sites = backbones.find_sites(vit)
-        first, last = (round(part * len(sites)) for part in self.blocks)
-        return rein.wrap(vit, rein.ReinConfig(**self.settings), blocks=[site.path for site in sites[first:last]])
+        return {"method": self.method, "settings": dict(self.settings), "pretrained": self.pretrained}
 
 
-# No query link but where it is asked for. The authors' s = 0.001 is the default; the paper's text has W_f = 0 at the start, and no s.
+# Without the query link, unless stated. The authors' s = 0.001 is the default; the paper's text starts with W_f = 0 and has no s.
 QUERY_DIM = 64
 _REIN = {"query_dim": None}
 _TEXT = {**_REIN, "zero_init": True}
@@ -69,17 +50,19 @@ CONTENDERS = (
     Contender("rein zero-init", "rein", _TEXT, about="the paper's text: W_f = 0, no s"),
 )
 ABLATIONS = (
-    Contender("rein core", "rein-core", _TEXT, about="full tokens, MLPs of their own in every layer"),
+    Contender("rein core", "rein-core", _TEXT, about="full tokens, separate MLPs in every layer"),
     Contender("rein share", "rein-share", _TEXT, about="full tokens, shared MLPs"),
     Contender("rein m=25 r=4", "rein", {**_TEXT, "num_tokens": 25, "rank": 4}, about="fewer tokens, lower rank"),
     Contender("rein no tokens", "rein", {**_TEXT, "num_tokens": 1, "rank": 1}, about="the shared linear layer alone"),
-    Contender("rein s=0.1", "rein", {**_REIN, "scale_init": 0.1}, about="the authors' initialisation, a hundred times the scale"),
+    Contender(
+        "rein s=0.1", "rein", {**_REIN, "scale_init": 0.1}, about="the authors' initialisation with a scale 100 times as large"
+    ),
     Contender("rein raw", "rein", {**_TEXT, "use_softmax": False}, about="similarity without softmax"),
-    Contender("rein late", "rein", _TEXT, blocks=(0.5, 1), about="in the last half of the blocks only"),
+    Contender("rein late", "rein", {**_TEXT, "blocks": [4, 5, 6, 7]}, about="in the last half of the blocks only"),
 )
 LINKED = Contender("rein linked", "rein", {**_TEXT, "query_dim": QUERY_DIM}, about="the head's queries linked to the tokens")
 CONTROLS = (
-    Contender("freeze, random weights", "freeze", pretrained=False, about="what the head makes of random features"),
+    Contender("freeze, random weights", "freeze", pretrained=False, about="a head on random features"),
     Contender("full, random weights", "full", pretrained=False, about="training from scratch"),
 )
 EVERYONE = {contender.name: contender for contender in (*CONTENDERS, *ABLATIONS, LINKED, *CONTROLS)}

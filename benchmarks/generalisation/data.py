@@ -1,39 +1,43 @@
-"""What is fitted on, chosen by and judged on: generated streets, and CamVid's real ones.
+"""Source and target domains of each seed, written once as folders of images and labels: generated streets, and real frames of CamVid.
 
-One clear-day source in each; every other domain is only ever judged. What a seed's data are follows from the seed alone.
+One clear-day source in each; every other domain is only evaluated. The data of a seed follow from the seed alone.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms.v2 import functional as TF
 
 from benchmarks.generalisation import camera
 from rein.dgss import scenes
-from rein.dgss.data import Sample
-from rein.dgss.datasets import generated, open_dataset
-from rein.dgss.domains import Domains
-from rein.dgss.labels import CITYSCAPES
+from rein.dgss.data.datasets import generated, open_dataset
+from rein.dgss.labels import CITYSCAPES, LabelSpace
 from rein.errors import InputError
 
 STREETS, CAMVID = "streets", "camvid"
 CAMERA = "camera"
 SIZE = (128, 256)
-CAMVID_SIZE = (180, 240)  # half of what the files have
+CAMVID_SIZE = (180, 240)  # half the size of the files
+SOURCE, VALIDATION = "train", "validation"  # folders of the source's pairs
+
+Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many streets."""
+    """Numbers of streets in each domain."""
 
     train: int = 200
     validation: int = 32
@@ -41,7 +45,7 @@ class Counts:
 
 
 def version(kind: str, camvid: Path | None) -> str:
-    """What the data of all seeds follow from besides their seed, as a digest: the code that makes them, and CamVid's files."""
+    """Digest of what the data of all seeds depend on: the code that makes them, and CamVid's files."""
     digest = hashlib.sha256()
     if kind == STREETS:
         drawing = (Path(camera.__file__), Path(generated.__file__), *sorted(Path(scenes.__file__).parent.glob("*.py")))
@@ -55,85 +59,112 @@ def version(kind: str, camvid: Path | None) -> str:
     return digest.hexdigest()[:12]
 
 
-def streets(seed: int, counts: Counts, cache: Path, judged: bool = True) -> Domains:
-    """Generated streets of one seed: other seeds share none of them. The same streets are judged in every domain.
+def streets(seed: int, counts: Counts, cache: Path, targets: bool = True) -> dict[str, Any]:
+    """Generated streets of one seed, as the `data` section of a recipe.
+
+    Different seeds share no street; all target domains show the same streets.
 
     Args:
-        seed: of the streets.
-        counts: how many.
+        seed: seed of the streets.
+        counts: numbers of streets.
         cache: folder in which they are kept once rendered.
-        judged: whether the target domains are rendered at all; choosing a rate does without.
+        targets: render the target domains, too; choosing a rate does without them.
     """
+    sizes = "-".join(map(str, (counts.train, counts.validation, counts.test)))
+    root = cache / version(STREETS, None) / f"streets-{seed}-{sizes}"
     day, *others = scenes.DOMAINS
 
-    def pairs(domain: str, split: str, count: int) -> TensorDataset:
-        return _kept(cache / f"streets-{seed}-{split}-{domain}-{count}.npz", lambda: _drawn(domain, split, count, seed))
+    def write(folder: str, domain: str, split: str, count: int) -> None:
+        _write_domain(root / folder, CITYSCAPES, lambda: _draw(domain, split, count, seed))
 
-    cache = cache / version(STREETS, None)
-    tests: dict[str, Dataset[Sample]] = {}
-    if judged:
-        tests |= {domain: pairs(domain, "test", counts.test) for domain in (day, *others, CAMERA)}
-    return Domains(day, CITYSCAPES, pairs(day, "train", counts.train), pairs(day, "val", counts.validation), tests)
+    write(SOURCE, day, "train", counts.train)
+    write(VALIDATION, day, "val", counts.validation)
+    domains = [day, *others, CAMERA] if targets else []
+    for domain in domains:
+        write(domain, domain, "test", counts.test)
+    return _section(root, day, domains)
 
 
-def camvid(root: Path, cache: Path, limit: int | None = None) -> Domains:
-    """Real frames: fitted on the drive 0016E5 by day, chosen by the drive 0006R0 by day, judged on the drive 0001TP at dusk.
+def camvid(root: Path, cache: Path, limit: int | None = None, targets: bool = True) -> dict[str, Any]:
+    """Real frames: trained on the drive 0016E5 by day, validated on 0006R0 by day, evaluated on 0001TP at dusk.
 
-    Judged by day is a clip of the fitted drive, a second of driving away from what was fitted on, so that figure is a high one.
+    The frames that are evaluated by day are a clip of the training drive, one second of driving after the last training frame, so that
+    figure is a high one.
 
     Args:
-        root: a folder with `day_train`, `day_val` and `dusk_test`, each with `images` and `labels`; frames are named by their drive.
+        root: folder with `day_train`, `day_val` and `dusk_test`, each with `images` and `labels`; frames are named by their drive.
         cache: folder in which the halved frames are kept.
-        limit: at most so many frames of each kind, evenly spaced.
+        limit: at most this many frames of each kind, evenly spaced.
+        targets: read the target domains, too.
     """
-    cache = cache / version(CAMVID, root)
-    folders = {split: open_dataset("folder", root, split=split) for split in ("day_train", "day_val", "dusk_test")}
+    out = cache / version(CAMVID, root) / f"camvid-{limit or 'all'}"
+    splits = {name: open_dataset("folder", root, split=name) for name in ("day_train", "day_val", "dusk_test")}
 
-    def pairs(split: str, drive: str) -> TensorDataset:
-        data = folders[split]
-        numbers = [number for number in range(len(data)) if data.name_of(number).rpartition("/")[2].startswith(drive)]
-        if not numbers:
-            raise InputError(f"{root / split} has no frames of the drive {drive}; their names begin with it.")
-        numbers = numbers if limit is None else numbers[:: -(-len(numbers) // limit)]
-        return _kept(cache / f"camvid-{split}-{drive}-{len(numbers)}.npz", lambda: [_halved(data[number]) for number in numbers])
+    def write(folder: str, split: str, drive: str) -> None:
+        pairs = splits[split]
+        indices = [index for index in range(len(pairs)) if pairs.name_of(index).rpartition("/")[2].startswith(drive)]
+        if not indices:
+            raise InputError(f"{root / split} has no frames of the drive {drive}; expected names that begin with it.")
+        indices = indices if limit is None else indices[:: -(-len(indices) // limit)]
+        _write_domain(out / folder, pairs.space, lambda: (_halve(pairs[index]) for index in indices))
 
-    tests: dict[str, Dataset[Sample]] = {"day": pairs("day_val", "0016E5"), "dusk": pairs("dusk_test", "0001TP")}
-    space = folders["day_train"].space
-    return Domains("day", space, pairs("day_train", "0016E5"), pairs("day_train", "0006R0"), tests)
+    write(SOURCE, "day_train", "0016E5")
+    write(VALIDATION, "day_train", "0006R0")
+    domains = ["day", "dusk"] if targets else []
+    if targets:
+        write("day", "day_val", "0016E5")
+        write("dusk", "dusk_test", "0001TP")
+    return _section(out, "day", domains)
 
 
-def _drawn(domain: str, split: str, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    found = []
+def _section(root: Path, source: str, targets: list[str]) -> dict[str, Any]:
+    """The `data` section of a recipe over the folders below `root`."""
+
+    def domain(folder: str, title: str) -> dict[str, Any]:
+        return {"dataset": "folder", "path": str(root), "split": folder, "title": title}
+
+    return {
+        "sources": [domain(SOURCE, source)],
+        "validation": [domain(VALIDATION, f"{source} (held out)")],
+        "targets": [domain(name, name) for name in targets],
+    }
+
+
+def _draw(domain: str, split: str, count: int, seed: int) -> Iterable[Pair]:
     for street in generated.scene_seeds(split, count, seed):
         if domain == CAMERA:
             double = scenes.render(street, scenes.DOMAINS[0], (2 * SIZE[0], 2 * SIZE[1]))
-            found.append(camera.another_camera(_image(double.image), torch.from_numpy(double.label), street, SIZE))
+            yield camera.another_camera(_to_tensor(double.image), torch.from_numpy(double.label), street, SIZE)
         else:
             scene = scenes.render(street, domain, SIZE)
-            found.append((_image(scene.image), torch.from_numpy(scene.label)))
-    return found
+            yield _to_tensor(scene.image), torch.from_numpy(scene.label)
 
 
-def _image(pixels: np.ndarray) -> Tensor:
+def _to_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _halved(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _halve(pair: Pair) -> Pair:
     image, label = pair
     small = TF.resize(label[None], list(CAMVID_SIZE), interpolation=TF.InterpolationMode.NEAREST_EXACT)[0]
     return TF.resize(image, list(CAMVID_SIZE), antialias=True), small
 
 
-def _kept(path: Path, make) -> TensorDataset:
-    """Pairs from a file, which is written first where it is not there."""
-    if not path.exists():
-        pairs: Sequence[tuple[Tensor, Tensor]] = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".part-{os.getpid()}")
-        with part.open("wb") as file:
-            np.savez_compressed(
-                file, images=torch.stack([image for image, _ in pairs]), labels=torch.stack([label for _, label in pairs])
-            )
-        part.replace(path)
-    with np.load(path) as found:
-        return TensorDataset(torch.from_numpy(found["images"]), torch.from_numpy(found["labels"]))
+def _write_domain(folder: Path, space: LabelSpace, make: Callable[[], Iterable[Pair]]) -> None:
+    """Write pairs as a data set of the kind `folder`, unless it is there already."""
+    if folder.exists():
+        return
+    part = folder.with_name(f".{folder.name}-{os.getpid()}")
+    for kind in ("images", "labels"):
+        (part / kind).mkdir(parents=True)
+    for index, (image, label) in enumerate(make()):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(part / "images" / f"{index:04}.png", compress_level=1)
+        Image.fromarray(label.numpy()).save(part / "labels" / f"{index:04}.png", compress_level=1)
+    palette = [list(colour) for colour in space.palette[: len(space.names)]]
+    (part / "index.json").write_text(json.dumps({"classes": list(space.names), "palette": palette}))
+    try:
+        part.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(part)
+        if not folder.exists():
+            raise

@@ -1,26 +1,21 @@
-"""What the tables look like: differences with their spread, and examples."""
+"""Plots of the tables: differences between methods with their confidence intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.generalisation.tables import UNSEEN, difference, judged, of_domain
-from rein.dgss.domains import Domains
-from rein.dgss.report import write_panel
+from benchmarks.generalisation.tables import UNSEEN, difference, evaluated, of_domain
 
 
 def differences(content: Mapping[str, Any], reference: str = "freeze") -> Any:
-    """A figure: every contender minus the reference, on the source and over the unseen domains; dots are seeds, bars 95 %.
+    """Every contender minus the reference, on the source and in the mean of the unseen domains; dots are seeds, bars 95 % intervals.
 
-    Those that start from random weights lie far off, and are left to the table.
+    Contenders with random weights are left out, since they lie far off.
     """
     from matplotlib import pyplot
 
-    runs = judged(content)
+    runs = evaluated(content)
     names = [name for name in runs if name != reference and content["contenders"][name]["pretrained"]]
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 0.9 + 0.34 * len(names)), sharey=True)
     for axis, domain in zip(axes, (content["source"], UNSEEN), strict=True):
@@ -40,22 +35,3 @@ def differences(content: Mapping[str, Any], reference: str = "freeze") -> Any:
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - 0.4, -0.6)  # the first on top
     return figure
-
-
-def examples(content: Mapping[str, Any], data: Domains, kept: Mapping[str, Path], seed: int, path: Path) -> None:
-    """Draw one pair of every domain, the truth, and what some contenders make of it.
-
-    Args:
-        content: of the results.
-        data: of the seed.
-        kept: contender -> the file of its predictions, domain by domain.
-        seed: of the runs.
-        path: where to.
-    """
-    predictions = {}
-    for name, file in kept.items():
-        with np.load(file) as found:
-            predictions[name] = dict(found)
-    runs = judged(content)
-    miou = {name: {domain: value / 100 for domain, value in runs[name][seed].items()} for name in predictions}
-    write_panel(path, data, miou, predictions)

@@ -1,4 +1,4 @@
-"""What is compared with what, and on which budget."""
+"""The plans: which contenders are compared, on which data and budget."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from benchmarks.generalisation.contenders import ABLATIONS, CONTENDERS, CONTROLS
 from benchmarks.generalisation.data import CAMVID, STREETS, Counts
 from benchmarks.generalisation.trial import Budget
 
-# Learning rates. A search starts with three, and goes on past an end as long as the end is the best. The head's is found with the
-# frozen backbone and is then everyone's; each method's own is that of what it trains in the backbone.
+# Learning rates. A search starts with three and continues while the best one is the lowest or the highest so far. The head's rate is found
+# with the frozen backbone and serves every contender; a method's rate is that of what it trains in the backbone.
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 FIRST_OF_HEAD, FIRST_OF_METHOD = (3e-3, 1e-2, 3e-2), (3e-4, 1e-3, 3e-3)
-FREEZE = "freeze"  # every plan has it
-CHOOSING = 900  # seed of the streets, weights and steps by which rates are chosen; no run that is reported has it
+FREEZE = "freeze"  # a part of every plan
+CHOOSING = 900  # seed with which rates are chosen; it is not reported
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Plan:
     """One table.
 
     Attributes:
-        name: of the table and its file.
+        name: name of the table and its file.
         data: `streets` or `camvid`.
         contenders: its rows.
         head: one of `trial.HEADS`.
-        budget: of every run.
-        counts: of streets.
-        seeds: of the runs that are reported; each has its own streets, head, crops and order.
-        limit: at most so many of each kind of CamVid's frames.
+        budget: length of every run.
+        counts: numbers of streets.
+        seeds: seeds that are reported; each has streets, head, crops and order of its own.
+        limit: at most this many frames of each kind of CamVid.
         about: what the table is there to show.
     """
 
@@ -83,7 +83,7 @@ def tiny(plan: Plan) -> Plan:
 
 
 def next_rate(found: dict[float, float]) -> float | None:
-    """The rate to try next, or None when the best has a worse neighbour, or the end of the ladder, on either side.
+    """The rate to try next, or None when the best has a worse neighbour, or no neighbour, on either side.
 
     Args:
         found: rate -> mIoU on the source's validation pairs, of the first three at least.

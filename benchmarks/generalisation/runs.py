@@ -1,4 +1,4 @@
-"""All runs of a plan: each is kept as soon as it is done, and found again when the plan is run again."""
+"""All runs of a plan. A finished run is kept, and read when the plan is run again."""
 
 from __future__ import annotations
 
@@ -6,105 +6,106 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 
 from benchmarks.generalisation import data, trial
-from benchmarks.generalisation.contenders import EVERYONE, Contender
-from benchmarks.generalisation.pictures import examples
+from benchmarks.generalisation.contenders import EVERYONE as CONTENDERS_BY_NAME
+from benchmarks.generalisation.contenders import Contender
 from benchmarks.generalisation.plan import CHOOSING, FIRST_OF_HEAD, FIRST_OF_METHOD, FREEZE, Plan, best_rate, next_rate
 from benchmarks.generalisation.trial import Rates
-from rein.dgss.domains import Domains
-from rein.dgss.task import DivergedError
+from rein.dgss.evaluation.comparison import compare
+from rein.dgss.training.task import DivergedError
 from rein.errors import InputError
 from rein.testing.models import POCKET_WEIGHTS
 
-SHOWN = ("freeze", "rein zero-init", "full")  # whose predictions of the first seed are kept for the panel
+SHOWN = ("freeze", "rein zero-init", "full")  # contenders in the picture of examples
 
 
 def backbone_facts() -> dict[str, Any]:
-    """Which weights: the run that made them, its step, and a digest."""
+    """Which weights the backbone has: step of their pretraining, and a digest."""
     with safe_open(POCKET_WEIGHTS, "pt") as file:
         about = json.loads(file.metadata()["about"])
     digest = hashlib.sha256(POCKET_WEIGHTS.read_bytes()).hexdigest()[:16]
     return {"name": "pocket_vit", "step": about["step"], "steps": about["steps"], "sha256": digest}
 
 
-def domains(plan: Plan, seed: int, work: Path, camvid: Path | None, judged: bool = True) -> Domains:
-    """The data of one seed; real frames are the same for all."""
+def data_section(plan: Plan, seed: int, work: Path, camvid: Path | None, targets: bool = True) -> dict[str, Any]:
+    """The `data` section of a recipe for one seed; real frames are the same for all seeds."""
     if plan.data == data.STREETS:
-        return data.streets(seed, plan.counts, work / "data", judged)
+        return data.streets(seed, plan.counts, work / "data", targets)
     if camvid is None:
-        raise InputError("camvid wants a folder.")
-    found = data.camvid(camvid, work / "data", plan.limit)
-    return found if judged else replace(found, tests={})
+        raise InputError("the folder of CamVid is missing. Pass it with --camvid FOLDER.")
+    return data.camvid(camvid, work / "data", plan.limit, targets)
 
 
-def settled(plan: Plan) -> dict[str, Any]:
-    """What a kept run must have been made with."""
+def settings_of(plan: Plan) -> dict[str, Any]:
+    """Settings on which the results of a plan depend."""
     what = {"head": plan.head, "budget": asdict(plan.budget), "counts": asdict(plan.counts), "limit": plan.limit}
     return {"backbone": backbone_facts(), **what}
 
 
-def kept_at(plan: Plan, name: str, rates: Rates, seed: int, work: Path) -> Path:
-    """The file of a run; predictions are beside it."""
+def run_folder(plan: Plan, name: str, rates: Rates, seed: int, work: Path) -> Path:
+    """The folder of a run; `row.json` in it says that the run is finished."""
     stem = f"{name}-{rates.head:g}-{rates.method:g}-{seed}".replace(" ", "-").replace(",", "")
-    return work / plan.stem / f"{stem}.json"
+    return work / plan.stem / stem
 
 
 def one_run(plan: Plan, name: str, rates: Rates, seed: int, work: Path, camvid: Path | None) -> dict[str, Any]:
-    """Do a run, or find it kept."""
-    kept, contender = kept_at(plan, name, rates, seed, work), EVERYONE[name]
-    facts = {**settled(plan), "data": data.version(plan.data, camvid), "contender": contender.made_of()}
-    if kept.exists():
+    """Do a run, or read its figures if it is finished."""
+    contender = CONTENDERS_BY_NAME[name]
+    facts = {**settings_of(plan), "data": data.version(plan.data, camvid), "contender": contender.facts()}
+    folder = run_folder(plan, name, rates, seed, work)
+    finished = folder / "row.json"
+    if finished.exists():
         try:
-            found = json.loads(kept.read_text(encoding="utf-8"))
+            found = json.loads(finished.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise InputError(f"{kept} is damaged ({error}); delete it, and it is run again.") from error
-        if found["made_with"] != facts:
-            raise InputError(f"{kept} was made with other settings, weights or data; give another --work.")
+            raise InputError(f"{finished} is damaged ({error}). Delete it to repeat the run.") from error
+        if found["facts"] != facts:
+            raise InputError(f"{finished} was made with other settings, weights or data. Choose another --work.")
         return found["row"]
     torch.set_num_threads(1)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
     choosing = seed == CHOOSING
-    pairs = domains(plan, seed, work, camvid, judged=not choosing)
+    section = data_section(plan, seed, work, camvid, targets=not choosing)
+    config = trial.configuration(contender, plan.head, section, plan.budget, rates, seed, folder)
+    row = {"purpose": "choose" if choosing else "evaluate", "contender": name}
+    row |= {"head_rate": rates.head, "rate": rates.method, "seed": seed}
     try:
-        row, segmenter = trial.run(contender, plan.head, pairs, plan.budget, rates, seed)
+        row |= trial.run(config)
     except DivergedError as error:
-        row = {"contender": name, "head_rate": rates.head, "rate": rates.method, "seed": seed, "validation_miou": 0.0}
-        row |= {"diverged": str(error)}
-        if not choosing:  # it recognises nothing
-            row |= {"tuned_parameters": 0, "miou": dict.fromkeys(pairs.tests, 0.0)}
-    row = {"purpose": "choose" if choosing else "judge", **row}
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    if seed == plan.seeds[0] and name in SHOWN and "diverged" not in row:
-        shown = {domain: trial.example(segmenter, pairs, domain).numpy() for domain in pairs.tests}
-        np.savez_compressed(kept.with_suffix(".npz"), **shown)
-    part = kept.with_suffix(f".part-{os.getpid()}")
-    part.write_text(json.dumps({"made_with": facts, "row": row}), encoding="utf-8")
-    os.replace(part, kept)
+        row |= {"validation_miou": 0.0, "diverged": str(error)}
+        if not choosing:  # such a model recognises nothing
+            row |= {"tuned_parameters": 0, "miou": {domain["title"]: 0.0 for domain in section["targets"]}}
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # hundreds of runs would fill the disk
+    part = folder / "row.part"
+    part.write_text(json.dumps({"facts": facts, "row": row}), encoding="utf-8")
+    os.replace(part, finished)
     return row
 
 
 def prepare(plan: Plan, seed: int, work: Path, camvid: Path | None) -> None:
-    """Render or read the data of a seed, so that no two processes do."""
+    """Render or read the data of a seed, once for all processes."""
     torch.set_num_threads(1)
-    domains(plan, seed, work, camvid, judged=seed != CHOOSING)
+    data_section(plan, seed, work, camvid, targets=seed != CHOOSING)
 
 
 def run_plan(plan: Plan, work: Path, camvid: Path | None, workers: int) -> list[dict[str, Any]]:
     """All runs of a plan, over several processes of one thread each.
 
-    The head's rate is searched first, with the frozen backbone; then each method's; what a method has found is judged at once.
+    The search starts with the head's rate, on the frozen backbone, then each method's. A method is evaluated once its rate is found.
     """
     started = time.monotonic()
     context = multiprocessing.get_context("spawn")
@@ -122,7 +123,7 @@ def run_plan(plan: Plan, work: Path, camvid: Path | None, workers: int) -> list[
                     break
                 for each in wait(waiting, return_when=FIRST_COMPLETED).done:
                     del waiting[each]
-                    search.take(each.result())
+                    search.add(each.result())
                     print(f"{plan.name}: {time.monotonic() - started:.0f} s, {json.dumps(each.result())}", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -136,7 +137,7 @@ def run_plan(plan: Plan, work: Path, camvid: Path | None, workers: int) -> list[
 
 
 def _begin(parent: int) -> None:
-    """Compute on the CPU, leave Ctrl-C to the process that started this one, and end with it."""
+    """Start a worker process: use the CPU, leave Ctrl-C to the parent process, and end when the parent ends."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -149,28 +150,28 @@ def _begin(parent: int) -> None:
 
 
 class Search:
-    """Which runs of a plan are due, given those that are done."""
+    """Which runs of a plan can start, given those that are finished."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.rows = plan, list[dict[str, Any]]()
-        self._asked: set[tuple[str, Rates, int]] = set()
+        self._returned: set[tuple[str, Rates, int]] = set()
 
-    def take(self, row: dict[str, Any]) -> None:
-        """A run is done."""
+    def add(self, row: dict[str, Any]) -> None:
+        """Add a finished run."""
         self.rows.append(row)
 
     def due(self) -> list[tuple[str, Rates, int]]:
-        """Contender, rates and seed of the runs that can start now; each is named once."""
+        """Contender, rates and seed of the runs that can start now; each is returned once."""
         wanted = [run for contender in self.plan.contenders for run in self._of(contender)]
-        new = [run for run in dict.fromkeys(wanted) if run not in self._asked]
-        self._asked.update(new)
+        new = [run for run in dict.fromkeys(wanted) if run not in self._returned]
+        self._returned.update(new)
         return new
 
     def _of(self, contender: Contender) -> Iterator[tuple[str, Rates, int]]:
-        head = None if contender.head_alone else self._found(FREEZE)
+        head = None if contender.head_alone else self._best(FREEZE)
         if not contender.head_alone and head is None:
             return
-        best = self._found(contender.name)
+        best = self._best(contender.name)
         for rate in self._to_try(contender) if best is None else ():
             yield contender.name, Rates(head or rate, rate), CHOOSING
         if best is not None:
@@ -185,8 +186,8 @@ class Search:
         more = next_rate(tried)
         return () if more is None else (more,)
 
-    def _found(self, name: str) -> float | None:
-        """The best rate of a contender, once the search for it has ended."""
+    def _best(self, name: str) -> float | None:
+        """The best rate of a contender, or None while its search goes on."""
         contender = next(each for each in self.plan.contenders if each.name == name)
         tried = self._tried(name)
         return best_rate(tried) if tried and not self._to_try(contender) else None
@@ -196,12 +197,13 @@ class Search:
         return {row["rate"]: row["validation_miou"] for row in done}
 
 
-def draw_examples(plan: Plan, content: dict[str, Any], work: Path, camvid: Path | None) -> Path:
-    """A picture of what some contenders predict, beside the kept runs."""
-    seed = plan.seeds[0]
-    rates = {row["contender"]: Rates(row["head_rate"], row["rate"]) for row in content["rows"] if row["purpose"] == "judge"}
-    kept = {name: kept_at(plan, name, rates[name], seed, work).with_suffix(".npz") for name in SHOWN if name in rates}
-    kept = {name: file for name, file in kept.items() if file.exists()}
-    path = work / plan.stem / "examples.png"
-    examples(content, domains(plan, seed, work, camvid), kept, seed, path)
-    return path
+def draw_examples(plan: Plan, content: dict[str, Any], work: Path) -> Path | None:
+    """Compare the predictions of some contenders for the first seed; returns the picture, if at least one of them is there."""
+    rates = {row["contender"]: Rates(row["head_rate"], row["rate"]) for row in content["rows"] if row["purpose"] == "evaluate"}
+    folders = {name: run_folder(plan, name, rates[name], plan.seeds[0], work) for name in SHOWN if name in rates}
+    folders = {name: folder for name, folder in folders.items() if (folder / "test" / "results.json").exists()}
+    if not folders:
+        return None
+    out = work / plan.stem / "examples"
+    compare(list(folders.values()), out, list(folders))
+    return out / "panel.png"

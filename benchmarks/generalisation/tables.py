@@ -1,4 +1,4 @@
-"""What the runs say: mean and spread over seeds, and differences seed by seed."""
+"""Tables of the runs: mean and spread over seeds, and paired differences."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from scipy import stats
+
+from rein.dgss.evaluation.results import text_table
 
 UNSEEN = "mean of unseen"
 
@@ -37,18 +39,18 @@ class Difference:
         return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
 
 
-def judged(content: Mapping[str, Any]) -> dict[str, dict[int, dict[str, float]]]:
+def evaluated(content: Mapping[str, Any]) -> dict[str, dict[int, dict[str, float]]]:
     """Contender -> seed -> domain -> mIoU in per cent, with the mean of the unseen domains among them."""
     found: dict[str, dict[int, dict[str, float]]] = {}
     for row in content["rows"]:
-        if row["purpose"] == "judge":
+        if row["purpose"] == "evaluate":
             unseen = [value for domain, value in row["miou"].items() if domain != content["source"]]
             found.setdefault(row["contender"], {})[row["seed"]] = {**row["miou"], UNSEEN: statistics.fmean(unseen)}
     return found
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Over seeds; of one seed the deviation is not known."""
+    """Mean and standard deviation over seeds; the deviation of one seed is NaN."""
     values = list(values)
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan)
 
@@ -69,15 +71,15 @@ def of_domain(runs: Mapping[int, Mapping[str, float]], domain: str) -> dict[int,
 
 
 def table(content: Mapping[str, Any], against: tuple[str, ...] = ("freeze", "full")) -> tuple[list[str], list[list[str]]]:
-    """Head and lines: what trains, rates of head and method, every domain, and differences to others in the mean of the unseen.
+    """Header and rows: trainable parameters, rates of head and method, every domain, and differences in the mean of the unseen.
 
-    A run that diverged recognises nothing and counts as 0; its row says so.
+    A run that diverged counts as 0; its row says so.
     """
-    runs = judged(content)
+    runs = evaluated(content)
     rows = {}
-    for row in sorted((row for row in content["rows"] if row["purpose"] == "judge"), key=lambda row: "diverged" not in row):
+    for row in sorted((row for row in content["rows"] if row["purpose"] == "evaluate"), key=lambda row: "diverged" not in row):
         rows[row["contender"]] = row  # of one that did not diverge, if there is any
-    lost = Counter(row["contender"] for row in content["rows"] if row["purpose"] == "judge" and "diverged" in row)
+    lost = Counter(row["contender"] for row in content["rows"] if row["purpose"] == "evaluate" and "diverged" in row)
     domains = list(next(iter(rows.values()))["miou"])
     source = content["source"]
     head = ["method", "tuned", "rates", *(f"{domain} (source)" if domain == source else domain for domain in domains), UNSEEN]
@@ -98,11 +100,6 @@ def _rates(row: Mapping[str, Any]) -> str:
     return f"{row['head_rate']:g}" + (f", {row['rate']:g}" if row["tuned_parameters"] else "")
 
 
-def text_table(content: Mapping[str, Any]) -> str:
-    """For a terminal."""
-    head, lines = table(content)
-    widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-        for line in [head, *lines]
-    )
+def as_text(content: Mapping[str, Any]) -> str:
+    """The table for a terminal."""
+    return text_table(*table(content))

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rein.backbones import normalization
-from rein.dgss.classes import CITYSCAPES_CLASSES
-from rein.dgss.metrics import ConfusionMatrix
+from rein.dgss.evaluation.metrics import ConfusionMatrix
+from rein.dgss.labels import CITYSCAPES_CLASSES
 from rein.dgss.scenes import DOMAINS, render
 from rein.testing import pocket_vit
 

@@ -1,36 +1,33 @@
-"""The adapter: the paper's equations on tensors. Read this first.
+"""The Rein adapter: parameters and equations. Read this file first.
 
 Method: Wei et al., "Stronger, Fewer, & Superior: Harnessing Vision Foundation Models for Domain Generalized Semantic
-Segmentation", CVPR 2024, arXiv 2312.04265. Written from the paper; the authors' code was not used.
+Segmentation", CVPR 2024, arXiv 2312.04265. Written from the paper, without the authors' code.
 
-Nothing here knows a backbone: an adapter maps the patch tokens (B, N, C) of one layer to refined ones, and gives queries.
+An adapter refines the patch tokens (B, N, C) of each layer and computes queries from its own tokens. It knows no backbone.
+`ReinAdapter.reference_forward` has the equations as the paper writes them; `refinement.py` evaluates them at lower cost.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import groupby
-from typing import Any, cast
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from rein import refinement
 from rein.config import ReinConfig
 from rein.errors import InputError
-from rein.refinement import Refinement, refined, scaled
+from rein.refinement import PassCache
 
 
-class Affine(nn.Module):
-    """x W^T + b, started as `nn.Linear` is.
+class AdapterLinear(nn.Module):
+    """Linear layer x W^T + b with the initial values of `nn.Linear`.
 
-    It is no `nn.Linear`, so that what goes over all linear layers of a backbone (timm's `init_weights`, quantisation, LoRA) passes
-    the adapter by.
-
-    Args:
-        in_features: width of x.
-        out_features: width of the result.
+    Deliberately not a subclass of `nn.Linear`: tools that replace or initialise every `nn.Linear` of a backbone (LoRA,
+    quantisation, timm's `init_weights`) must leave the adapter alone.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -50,35 +47,24 @@ class Affine(nn.Module):
         return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
-        return nn.functional.linear(x, self.weight, self.bias)
+        """(..., in_features) -> (..., out_features), in the dtype of `x`."""
+        return nn.functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
 class ReinAdapter(nn.Module):
-    """Rein's refinement f' = f + s D for L layers of one width C (arXiv 2312.04265, Eq. 3-10).
-
-    For the patch tokens f of layer l, with tokens T_l (m, C):
-
-        S  = softmax(f T_l^T / sqrt(C))                   similarity over all m tokens        (Eq. 3-4)
-        V  = T_l[2..m] W_t^T + b_t                        values; the first token is a null slot
-        D  = (S[:, 2..m] V + f) W_f^T + b_f
-        f' = f + s D
-
-    It is evaluated in a cheaper, exactly equal form: T = A B is never multiplied out, s and both MLPs are folded into matrices of
-    C columns before they meet f, and because the rows of S sum to 1 the biases ride along. The backward pass keeps nothing of N
-    rows but f itself, and computes again what is thin.
+    """Rein for L layers of one width C (arXiv 2312.04265, Eq. 3-10): refined patch tokens and queries.
 
     Args:
-        dim: C, the width of the layers' outputs.
-        num_layers: L.
-        config: what to build; the default is the authors'.
-        patch_size: P of the backbone in pixels; it only sets the range of the tokens' initial values.
+        dim: C, width of the patch tokens.
+        num_layers: L, number of adapted layers.
+        config: configuration; by default the authors'.
+        patch_size: P of the backbone in pixels. It only sets the range of the tokens' initial values.
 
     Attributes:
-        scale: the learnable scalar s, or None where it is the constant 1 (`zero_init=True` or `share=False`).
+        scale: the learnable scalar s, or None if s is the constant 1 (`zero_init=True` or `share=False`).
 
     Raises:
-        InputError: `dim`, `num_layers` or `patch_size` below 1.
+        InputError: `dim`, `num_layers` or `patch_size` is below 1.
     """
 
     def __init__(self, dim: int, num_layers: int, config: ReinConfig | None = None, *, patch_size: int = 16) -> None:
@@ -89,47 +75,123 @@ class ReinAdapter(nn.Module):
         config = config or ReinConfig()
         self.dim, self.num_layers, self.config, self.patch_size = dim, num_layers, config, patch_size
         if config.rank is None:
-            self.tokens = nn.Parameter(torch.empty(num_layers, config.num_tokens, dim))
+            self.tokens = nn.Parameter(torch.empty(num_layers, config.num_tokens, dim))  # T
         else:
-            self.tokens_a = nn.Parameter(torch.empty(num_layers, config.num_tokens, config.rank))
-            self.tokens_b = nn.Parameter(torch.empty(num_layers, config.rank, dim))
-        self.token_mlp = self._per_layer(dim)  # W_t, b_t
-        self.delta_mlp = self._per_layer(dim)  # W_f, b_f
+            self.tokens_a = nn.Parameter(torch.empty(num_layers, config.num_tokens, config.rank))  # A
+            self.tokens_b = nn.Parameter(torch.empty(num_layers, config.rank, dim))  # B
+        self.token_mlp = self._linear(dim)  # W_t, b_t
+        self.delta_mlp = self._linear(dim)  # W_f, b_f
         if config.query_dim is not None:
-            self.query_proj = self._per_layer(config.query_dim)  # W_q, b_q
-            self.query_merge = Affine(3 * config.query_dim, config.query_dim)  # W_m, b_m
-        learns_scale = config.share and not config.zero_init
-        self.scale = nn.Parameter(torch.empty(())) if learns_scale else None
+            self.query_proj = self._linear(config.query_dim)  # W_q, b_q
+            self.query_merge = AdapterLinear(3 * config.query_dim, config.query_dim)  # W_m, b_m
+        self.scale = nn.Parameter(torch.empty(())) if config.share and not config.zero_init else None  # s
         self.initialize()
 
-    def _per_layer(self, out_features: int) -> Affine | nn.ModuleList:
+    def _linear(self, out_features: int) -> AdapterLinear | nn.ModuleList:
+        """One linear layer for all layers, or one per layer if `share=False`."""
         if self.config.share:
-            return Affine(self.dim, out_features)
-        return nn.ModuleList(Affine(self.dim, out_features) for _ in range(self.num_layers))
+            return AdapterLinear(self.dim, out_features)
+        return nn.ModuleList(AdapterLinear(self.dim, out_features) for _ in range(self.num_layers))
+
+    def reference_forward(self, f: Tensor, layer: int) -> Tensor:
+        """The equations as the paper writes them, for the patch tokens f (..., N, C) of one layer.
+
+        `forward` uses this form for the function transforms of `torch.func`, else the equal, cheaper form of `refinement.py`.
+        """
+        token_mlp, delta_mlp = self.layer_mlps(layer)
+        tokens = self.tokens[layer] if self.config.rank is None else self.tokens_a[layer] @ self.tokens_b[layer]  # T = A B
+        tokens = tokens.to(f.dtype)
+        similarity = f @ tokens.mT  # S = f T^T with use_softmax=False
+        if self.config.use_softmax:
+            similarity = (similarity / math.sqrt(self.dim)).softmax(-1)  # S = softmax(f T^T / sqrt(C)) (Eq. 3-4)
+        values = token_mlp(tokens[1:])  # V = T[1:] W_t^T + b_t: the first token is a null slot without a value
+        delta = delta_mlp(similarity[..., 1:] @ values + f)  # D = (S[:, 1:] V + f) W_f^T + b_f (Eq. 5-7)
+        return f + (delta if self.scale is None else self.scale * delta)  # f' = f + s D
+
+    def queries(self) -> Tensor:
+        """The queries of the decode head, (m, q). They depend on the tokens only and are the same for every image (Eq. 8-10).
+
+        Raises:
+            InputError: the adapter has `query_dim=None`.
+        """
+        if self.config.query_dim is None:
+            raise InputError("This adapter has no queries (query_dim=None). Build it with ReinConfig(query_dim=256).")
+        projections = [_select(self.query_proj, layer) for layer in range(1 if self.config.share else self.num_layers)]
+        weight = torch.stack([projection.weight.mT for projection in projections])  # (1 or L, C, q)
+        bias = torch.stack([projection.bias for projection in projections])[:, None]
+        z = self.tokens @ weight if self.config.rank is None else self.tokens_a @ (self.tokens_b @ weight)  # (L, m, q)
+        z = z + bias  # Z_l = T_l W_q^T + b_q (Eq. 8)
+        pooled = torch.stack((z.amax(0), z.mean(0), z[-1]), -1)  # maximum, mean and last over the layers (Eq. 9)
+        merged = rearrange(pooled, "m q three -> m (q three)")  # interleaved: [max_1, mean_1, last_1, max_2, ...]
+        return self.query_merge(merged)  # (Eq. 10)
+
+    def forward(
+        self, x: Tensor, layer: int | None = None, num_prefix_tokens: int = 0, pass_cache: PassCache | None = None
+    ) -> Tensor:
+        """Refine the patch tokens of one layer.
+
+        Args:
+            x: tokens, (..., N, C), in any floating dtype.
+            layer: index of the layer, from 0. With None, `x` is returned unchanged: models that call all their children in turn
+                (`nn.Sequential`, some of timm's `features_only`) also call an adapter that is one of the children.
+            num_prefix_tokens: number of leading rows (class token, registers) that are not patches; they pass through unchanged.
+                Passing them here is cheaper than slicing and concatenating, which copies the sequence twice.
+            pass_cache: folded matrices that all layers share during one pass without gradients.
+
+        Returns:
+            f', (..., N, C), in the dtype of `x`. Under autocast the products run in the autocast dtype, and the residual keeps
+            the dtype of `x`.
+
+        Raises:
+            InputError: `layer` or `num_prefix_tokens` is out of range, or the last axis of `x` is not C wide.
+        """
+        if layer is None:
+            return x
+        if not 0 <= layer < self.num_layers:
+            raise InputError(f"layer is {layer}; this adapter has layers 0 to {self.num_layers - 1}.")
+        if num_prefix_tokens < 0:
+            raise InputError(f"num_prefix_tokens is {num_prefix_tokens}; it must be at least 0.")
+        if x.shape[-1] != self.dim:
+            raise InputError(
+                f"x has shape {tuple(x.shape)}; expected (..., N, {self.dim}). Build the adapter with dim={x.shape[-1]} for this x."
+            )
+        return refinement.refine(self, x, layer, num_prefix_tokens, pass_cache)
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Draw every parameter anew: tokens uniform by patch size and width, linear layers as `nn.Linear` does.
+        """Initialise every parameter: tokens uniform by patch size and width, linear layers as `nn.Linear`.
 
-        Not called `reset_parameters`, which timm's `init_weights` would call after `wrap`.
+        Not named `reset_parameters`, because timm's `init_weights` would call it after `wrap`.
         """
         config, dim = self.config, self.dim
-        for linear in self.modules():
-            if isinstance(linear, Affine):
-                linear.initialize()
+        for module in self.modules():
+            if isinstance(module, AdapterLinear):
+                module.initialize()
         fan = dim if config.rank is None else math.sqrt(dim * config.rank)
         bound = math.sqrt(6 / (3 * self.patch_size**2 + fan))
-        for tokens in self._tokens():
+        for tokens in self.token_parameters():
             nn.init.uniform_(tokens, -bound, bound)
         if self.scale is not None:
             nn.init.constant_(self.scale, config.scale_init)
-        else:
-            start = 0.0 if config.zero_init else config.scale_init
+        else:  # s is 1, so W_f and b_f start smaller instead
             for parameter in self.delta_mlp.parameters():
-                parameter.mul_(start)
+                parameter.mul_(0.0 if config.zero_init else config.scale_init)
 
-    def _tokens(self) -> tuple[nn.Parameter, ...]:
+    def layer_mlps(self, layer: int | slice) -> tuple[AdapterLinear, AdapterLinear]:
+        """The linear layers (W_t, b_t) and (W_f, b_f) of a layer: shared by all layers, or one pair per layer if `share=False`."""
+        return _select(self.token_mlp, layer), _select(self.delta_mlp, layer)
+
+    def token_parameters(self) -> tuple[nn.Parameter, ...]:
+        """The full tokens (T,), (L, m, C), or the low-rank factors (A, B), (L, m, r) and (L, r, C)."""
         return (self.tokens,) if self.config.rank is None else (self.tokens_a, self.tokens_b)
+
+    def no_decay_parameters(self) -> list[nn.Parameter]:
+        """The parameters without weight decay in the authors' recipe: the tokens and s."""
+        return [*self.token_parameters(), *([] if self.scale is None else [self.scale])]
+
+    def matrices(self, dtype: torch.dtype) -> list[list[Tensor]]:
+        """For each layer the matrices that do not depend on the features, in `dtype`: s W_f and the factors of `refinement.py`."""
+        return [[folded.weight, *folded.factors] for folded in refinement.fold_layers(self, dtype)]
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -137,144 +199,14 @@ class ReinAdapter(nn.Module):
         return (self.dim,) * self.num_layers
 
     def stage_of(self, layer: int) -> int:
-        """The number of the stage of a layer: there is one."""
+        """Index of the stage that contains `layer`: always 0, as there is one stage."""
         return 0
-
-    def no_decay_parameters(self) -> list[nn.Parameter]:
-        """The parameters that the authors' recipe does not decay: the tokens and s."""
-        return [*self._tokens(), *([] if self.scale is None else [self.scale])]
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_layers={self.num_layers}, patch_size={self.patch_size}, {self.config}"
 
-    def forward(self, x: Tensor, layer: int | None = None, num_prefix_tokens: int = 0, one_pass: OnePass | None = None) -> Tensor:
-        """Refine the patch tokens of one layer.
-
-        Args:
-            x: tokens f, (..., N, C), in any floating dtype.
-            layer: l, from 0. Without it `x` comes back as it is: models that run all their children in turn, as `nn.Sequential`
-                and some of timm's `features_only` do, run past an adapter among them.
-            num_prefix_tokens: so many of the N rows, the first ones, are no patches and pass through. To leave them in costs less
-                than to take them out and to put them back, which copies the sequence twice.
-            one_pass: where the layers are called one after the other without gradients, what they share: everything that does not
-                depend on `x` is then computed once for all layers.
-
-        Returns:
-            f', (..., N, C), in the dtype of `x`. Under autocast the products run in autocast's dtype and are added to `x` in
-            the dtype of `x`.
-
-        Raises:
-            InputError: the last axis is not C wide, there is no such layer, or the count of prefix rows is negative.
-        """
-        if layer is None:
-            return x
-        if not 0 <= layer < self.num_layers or num_prefix_tokens < 0:
-            raise InputError(
-                f"layer is {layer} and num_prefix_tokens {num_prefix_tokens}; this adapter has layers 0 to {self.num_layers - 1}, "
-                "and a count of rows is not negative."
-            )
-        if x.shape[-1] != self.dim:
-            raise InputError(
-                f"patch tokens are {x.shape[-1]} wide, shape {tuple(x.shape)}; this adapter was built for {self.dim}."
-            )
-        device = x.device.type
-        if device != "meta" and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            with torch.autocast(device, enabled=False):  # the folded matrices stay float32 until they are complete
-                return self._refine(x, layer, dtype, num_prefix_tokens, one_pass)
-        return self._refine(x, layer, x.dtype, num_prefix_tokens, one_pass)
-
-    def _refine(self, x: Tensor, layer: int, dtype: torch.dtype, prefix: int, one_pass: OnePass | None) -> Tensor:
-        mapped, compiled = torch._C._are_functorch_transforms_active(), torch.compiler.is_compiling()
-        exported = compiled and not torch.compiler.is_dynamo_compiling()
-        if one_pass is not None and not (torch.is_grad_enabled() or mapped or exported):
-            weight, *thin = one_pass.matrices(self, layer, dtype, x.device)
-            return refined(x, dtype, prefix, None, weight, *thin, in_place=not compiled)
-        thin, scale, weight = self._folded(layer)
-        thin = [factor.to(dtype) for factor in thin]
-        if mapped or compiled:
-            return refined(x, dtype, prefix, scale, weight, *thin)  # what transforms programs wants plain ones
-        if torch.is_grad_enabled() and any(each.requires_grad for each in (x, weight, *thin)):
-            return cast(Tensor, Refinement.apply(x, dtype, prefix, scale, weight, *thin))
-        return refined(x, dtype, prefix, scale, weight, *thin, in_place=True)
-
-    def matrices(self, dtype: torch.dtype) -> list[list[Tensor]]:
-        """For each layer s W_f and the thin factors in `dtype`: everything that does not depend on the features."""
-        if self.config.share and self.config.use_softmax:  # all layers at once, in few large products
-            thin, scale, weight = self._folded_softmax(slice(None))
-            weight, thin = scaled(weight, scale, dtype), [factor.to(dtype) for factor in thin]
-            return [[weight, *factors] for factors in zip(*thin, strict=True)]
-        layers = []
-        for layer in range(self.num_layers):
-            thin, scale, weight = self._folded(layer)
-            layers.append([scaled(weight, scale, dtype), *(factor.to(dtype) for factor in thin)])
-        return layers
-
-    def _folded(self, layer: int) -> tuple[list[Tensor], Tensor | None, Tensor]:
-        """The thin factors of one layer, s, and the wide matrix: everything that does not depend on the features."""
-        return self._folded_softmax(layer) if self.config.use_softmax else self._folded_linear(layer)
-
-    def _folded_softmax(self, layer: int | slice) -> tuple[list[Tensor], Tensor | None, Tensor]:
-        """The matrices of s D = softmax(f T^T / sqrt(C)) mix values + f (s W_f)^T: the thin ones, then s, and W_f.
-
-        With low-rank tokens the thin ones are B^T / sqrt(C), (C, r), A^T, (r, m), mix, (m, r + 2), and the values, (r + 2, C); with
-        full tokens T^T / sqrt(C), (C, m), and the values, (m, C). For a slice of layers, which share their MLPs, they are stacked.
-        """
-        token_mlp, delta_mlp = _at(self.token_mlp, layer), _at(self.delta_mlp, layer)
-        weight = delta_mlp.weight
-        not_null = _null_mask(self._tokens()[0][layer])  # (..., m, 1): 0 for the first token, else 1
-        inner = 1 / math.sqrt(self.dim)
-        if self.config.rank is None:
-            tokens = self.tokens[layer]
-            values = (not_null * (tokens @ token_mlp.weight.mT + token_mlp.bias)) @ weight.mT + delta_mlp.bias
-            thin = [tokens.mT * inner]
-        else:
-            a, b = self.tokens_a[layer], self.tokens_b[layer]
-            mix = torch.cat((not_null * a, not_null, torch.ones_like(not_null)), -1)  # S mix = [S A0, 1 - S_1, 1]
-            row = (*b.shape[:-2], 1, self.dim)
-            values = torch.cat((b @ token_mlp.weight.mT, token_mlp.bias.expand(row)), -2) @ weight.mT
-            values = torch.cat((values, delta_mlp.bias.expand(row)), -2)
-            thin = [b.mT * inner, a.mT, mix]
-        return [*thin, values if self.scale is None else self.scale * values], self.scale, weight
-
-    def _folded_linear(self, layer: int) -> tuple[list[Tensor], Tensor | None, Tensor]:
-        """The same for the raw similarity S = f T^T, of which all is one affine map: the bias (C,), then s, and the weight (C, C)."""
-        token_mlp, delta_mlp = _at(self.token_mlp, layer), _at(self.delta_mlp, layer)
-        not_null = _null_mask(self._tokens()[0][layer])
-        if self.config.rank is None:
-            keys = self.tokens[layer]
-            values = not_null * (keys @ token_mlp.weight.mT + token_mlp.bias)
-        else:
-            a, keys = self.tokens_a[layer], self.tokens_b[layer]
-            mixed = a.mT @ torch.cat((not_null * a, not_null), 1)
-            values = mixed @ torch.cat((keys @ token_mlp.weight.mT, token_mlp.bias[None]))
-        weight = delta_mlp.weight
-        bias = delta_mlp.bias if self.scale is None else self.scale * delta_mlp.bias
-        return [bias], self.scale, weight + (weight @ values.mT) @ keys
-
-    def queries(self) -> Tensor:
-        """The queries linked to the tokens, (m, q), the same for every image (Eq. 8-10).
-
-        Raises:
-            InputError: the adapter was built with `query_dim=None`.
-        """
-        if self.config.query_dim is None:
-            raise InputError(
-                "this adapter has no queries (query_dim=None); build it with ReinConfig(query_dim=256) to have them."
-            )
-        projections = [_at(self.query_proj, layer) for layer in range(1 if self.config.share else self.num_layers)]
-        weight = torch.stack([projection.weight.mT for projection in projections])  # (1 or L, C, q)
-        bias = torch.stack([projection.bias for projection in projections])[:, None]
-        tokens = self._tokens()
-        z = tokens[-1] @ weight  # (L, m, q), or with low-rank tokens B's (L, r, q)
-        if len(tokens) == 2:
-            z = tokens[0] @ z
-        z = z + bias
-        merged = torch.stack((z.amax(0), z.mean(0), z[-1]), -1)  # interleaved: [max_1, mean_1, last_1, max_2, ...]
-        return self.query_merge(rearrange(merged, "m q three -> m (q three)"))
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ReinAdapter:
-        # `model.half()` and `.to(bfloat16)` convert the backbone; adapter parameters stay float32, or training loses small steps
+        # `model.half()` and `.to(bfloat16)` convert the backbone only: adapter parameters stay float32, or small steps are lost
         def in_full_precision(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             if moved.is_floating_point() and moved.dtype.itemsize < 4:
@@ -284,91 +216,6 @@ class ReinAdapter(nn.Module):
         return super()._apply(in_full_precision, recurse)
 
 
-class StagewiseAdapter(nn.Module):
-    """One `ReinAdapter` per stage, for backbones whose width changes: layers are numbered through, queries are summed.
-
-    Args:
-        widths: C of every layer in order; neighbours of equal width form a stage.
-        config: what to build in every stage.
-        patch_size: as in `ReinAdapter`.
-    """
-
-    def __init__(self, widths: Sequence[int], config: ReinConfig | None = None, *, patch_size: int = 16) -> None:
-        super().__init__()
-        self.config, self.widths = config or ReinConfig(), tuple(widths)
-        stages = [(width, len(list(group))) for width, group in groupby(self.widths)]
-        self.stages = nn.ModuleList(ReinAdapter(width, depth, self.config, patch_size=patch_size) for width, depth in stages)
-        self._place = [(stage, layer) for stage, (_, depth) in enumerate(stages) for layer in range(depth)]
-
-    def _stages(self) -> list[ReinAdapter]:
-        return [stage for stage in self.stages if isinstance(stage, ReinAdapter)]
-
-    @property
-    def num_layers(self) -> int:
-        """L, over all stages."""
-        return len(self.widths)
-
-    def stage_of(self, layer: int) -> int:
-        """The number of the stage of a layer, both from 0."""
-        return self._place[layer][0]
-
-    def no_decay_parameters(self) -> list[nn.Parameter]:
-        """The parameters that the authors' recipe does not decay: the tokens and s of every stage."""
-        return [parameter for stage in self._stages() for parameter in stage.no_decay_parameters()]
-
-    def forward(self, x: Tensor, layer: int | None = None, num_prefix_tokens: int = 0, one_pass: OnePass | None = None) -> Tensor:
-        """As `ReinAdapter`, for tokens (..., N, C_stage) of layer `layer`, counted through all stages from 0."""
-        if layer is None:
-            return x
-        stage, layer = self._place[layer]
-        return self.stages[stage](x, layer, num_prefix_tokens, one_pass)  # through __call__, for hooks
-
-    def queries(self) -> Tensor:
-        """The sum of the stages' queries, (m, q)."""
-        return torch.stack([stage.queries() for stage in self._stages()]).sum(0)
-
-
-def build_adapter(widths: Sequence[int], config: ReinConfig, *, patch_size: int) -> ReinAdapter | StagewiseAdapter:
-    """The adapter for layers of these widths: a plain `ReinAdapter` where they are all equal."""
-    if len(set(widths)) == 1:
-        return ReinAdapter(widths[0], len(widths), config, patch_size=patch_size)
-    return StagewiseAdapter(widths, config, patch_size=patch_size)
-
-
-class OnePass:
-    """What the layers of one `ReinAdapter` share in one pass without gradients: their matrices, prepared once.
-
-    A model's pass never uses old ones. They serve only the layer that follows the last one served, so each pass, which begins at
-    the first layer, prepares them anew: also a change that torch does not count (`parameter.data.fill_(1)`) is seen by the next pass.
-    What torch does count (an optimizer's step, `load`, other parameters in their place) is seen by the next layer. After the last
-    layer they are let go; a pass that stops early leaves them to the next.
-    """
-
-    def __init__(self) -> None:
-        self._prepared: tuple[Any, int, list[list[Tensor]]] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_prepared": None}
-
-    def matrices(self, adapter: ReinAdapter, layer: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-        """S W_f and the thin factors of `layer`."""
-        state = None  # a compiled program runs as a whole, and begins with the parameters that it finds
-        if not torch.compiler.is_compiling():
-            state = [(id(parameter), parameter.is_inference() or parameter._version) for parameter in adapter.parameters()]
-        made_for = (dtype, device, state)
-        known = self._prepared if layer else None  # read once: another thread may run a pass of its own
-        prepared = known[2] if known is not None and known[:2] == (made_for, layer) else adapter.matrices(dtype)
-        self._prepared = None if layer + 1 == adapter.num_layers else (made_for, layer + 1, prepared)
-        return prepared[layer]
-
-
-def _at(mlp: Affine | nn.ModuleList, layer: int | slice) -> Affine:
-    """The linear layer that layer `layer` uses: the shared one, or its own."""
-    linear = mlp[layer] if isinstance(mlp, nn.ModuleList) else mlp
-    return cast(Affine, linear)
-
-
-def _null_mask(tokens: Tensor) -> Tensor:
-    mask = torch.ones(*tokens.shape[:-1], 1, dtype=tokens.dtype, device=tokens.device)
-    mask[..., 0, :] = 0
-    return mask
+def _select(mlp: AdapterLinear | nn.ModuleList, layer: int | slice) -> AdapterLinear:
+    """The linear layer that `layer` uses: the shared one, or its own."""
+    return cast(AdapterLinear, mlp[layer] if isinstance(mlp, nn.ModuleList) else mlp)

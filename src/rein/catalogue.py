@@ -1,4 +1,4 @@
-"""What rein makes of timm's models, name by name, on meta tensors: nothing is downloaded and no weights are allocated."""
+"""Describe how rein adapts the models of timm. Models are built on meta tensors: no downloads and no memory for weights."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import torch
 from torch import nn
 
 from rein import backbones
-from rein.adapter import build_adapter
 from rein.config import ReinConfig
 from rein.errors import InputError, UnsupportedBackboneError
+from rein.stagewise import build_adapter
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One name.
+    """How rein adapts one model.
 
     Attributes:
-        name: timm's.
-        family: class of the model.
-        widths: C of every adapted block, in order; empty where it is refused.
-        num_prefix_tokens: rows that pass through, for each of them.
-        adapter_parameters: of the default adapter, or of the given configuration's.
-        parameters: of the bare model without classifier.
-        refusal: why not, where rein does not adapt it.
+        name: timm's name of the model.
+        family: class name of the model.
+        widths: widths C of the adapted blocks, in order; empty if rein does not support the model.
+        num_prefix_tokens: number of prefix tokens of each adapted block.
+        adapter_parameters: number of parameters of the adapter.
+        parameters: number of parameters of the bare model without classifier.
+        refusal: why rein does not support the model, or None if it does.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Entry:
 
     @property
     def fraction(self) -> float:
-        """Adapter over all parameters, 0 to 1."""
+        """Adapter parameters over all parameters, 0 to 1."""
         return self.adapter_parameters / (self.adapter_parameters + self.parameters)
 
     def __str__(self) -> str:
         if self.refusal is not None:
-            return f"{self.name:44} not adapted: {self.refusal}"
+            return f"{self.name:44} not supported: {self.refusal}"
         widths = "+".join(f"{len(list(layers))}x{width}" for width, layers in groupby(self.widths))
         prefix = ",".join(str(count) for count, _ in groupby(self.num_prefix_tokens))
         return (
@@ -54,21 +54,21 @@ class Entry:
 
 
 def names(pattern: str = "*") -> list[str]:
-    """Timm's names that match a pattern; a tag such as `.lvd142m` at its end is left out.
+    """Timm's model names that match a shell-style pattern. A tag at the end of the pattern, such as `.lvd142m`, is ignored.
 
     Raises:
-        InputError: none does.
+        InputError: no name matches.
     """
     import timm
 
     found = [] if not pattern else timm.list_models(pattern) or timm.list_models(pattern.partition(".")[0] or "-")
     if not found:
-        raise InputError(f"timm has no model {pattern!r}; patterns are shell-style: '*dinov2*'.")
+        raise InputError(f"timm has no model {pattern!r}; expected a name or a shell-style pattern, such as '*dinov2*'.")
     return found
 
 
 def build_on_meta(name: str) -> nn.Module:
-    """A model of timm without classifier and without weights.
+    """Build a timm model without classifier on meta tensors.
 
     Raises:
         InputError: timm has no such model.
@@ -76,32 +76,32 @@ def build_on_meta(name: str) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
-        raise InputError(f"timm has no model {name!r}; `rein backbones '*{name[:8]}*'` lists those near it.")
+        raise InputError(f"timm has no model {name!r}; list similar names with: rein backbones '*{name[:8]}*'")
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # timm's own, about weights that are not wanted here
+        warnings.simplefilter("ignore")  # timm warns about weights, which are not needed here
         return timm.create_model(name, num_classes=0)
 
 
 def describe(name: str, config: ReinConfig | None = None) -> Entry:
-    """What rein makes of one model of timm."""
-    return entry_of(build_on_meta(name), name, config)
+    """Describe how rein adapts the timm model `name`, by default with `ReinConfig()`."""
+    return describe_model(build_on_meta(name), name, config)
 
 
-def entry_of(model: nn.Module, name: str, config: ReinConfig | None = None) -> Entry:
-    """As `describe`, of a model that is built already."""
+def describe_model(model: nn.Module, name: str, config: ReinConfig | None = None) -> Entry:
+    """Describe how rein adapts `model`, which is listed under `name`."""
     family = type(model).__name__
     try:
-        sites = backbones.find_sites(model)
+        blocks = backbones.find_blocks(model)
     except UnsupportedBackboneError as error:
         return Entry(name, family, refusal=str(error))
-    widths = tuple(site.width for site in sites)
+    widths = tuple(block.width for block in blocks)
     with torch.device("meta"):
         adapter = build_adapter(widths, config or ReinConfig(), patch_size=16)
     return Entry(
         name,
         family,
         widths,
-        tuple(site.num_prefix_tokens for site in sites),
+        tuple(block.num_prefix_tokens for block in blocks),
         sum(parameter.numel() for parameter in adapter.parameters()),
         sum(parameter.numel() for parameter in model.parameters()),
     )

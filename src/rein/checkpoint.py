@@ -1,10 +1,8 @@
-"""`save` and `load`: an adapter in one safetensors file, and the file format itself.
+"""The file format of adapters and segmenters, and `save` and `load` for adapters.
 
-Everything about a file is checked before anything about a model is changed, and a file is replaced only by a complete new one.
-
-Format, version 1: tensors named as in `model.rein.state_dict()`. Metadata: `rein_format`; `kind`, which is `adapter`, or
-`segmenter` where the names have the prefixes `rein.` and `head.`; `rein_version`, `config`, `backbone`, `head`; and `sha256`, the
-digest of all the rest.
+A file is checked completely before the model changes. Writing replaces an existing file in one step. `docs/file-format.md` describes
+the format, version 1: tensors named as in `model.rein.state_dict()` (with the prefixes `rein.` and `head.` in a segmenter file), and
+the metadata `rein_format`, `kind`, `rein_version`, `config`, `backbone`, `head` and `sha256`.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -27,26 +25,26 @@ from torch import Tensor, nn
 
 from rein import backbones
 from rein._version import __version__
-from rein.adapter import build_adapter
-from rein.backbones import Site
+from rein.backbones import BlockInfo
 from rein.config import ReinConfig
 from rein.errors import CheckpointError, InputError, UnsupportedBackboneError
-from rein.injection import ADAPTER, Model, injection_of, is_wrapped, wrap
+from rein.injection import ADAPTER, Model, get_injection, is_wrapped, wrap
+from rein.stagewise import build_adapter
 
 VERSION_KEY, FORMAT_VERSION = "rein_format", 1
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself, besides its tensors.
+    """Metadata of an adapter or segmenter file.
 
     Attributes:
         kind: `adapter` or `segmenter`.
-        config: of the adapter; None in a segmenter without one.
-        backbone: what the model must be: `architecture` and, with an adapter, `blocks`, `widths` and `num_prefix_tokens`, one
-            of each per layer.
-        head: how to build a segmenter's head again; None in an adapter file.
-        rein_version: the version that wrote the file.
+        config: configuration of the adapter; None for a segmenter without an adapter.
+        backbone: the backbone that the file fits: `architecture` and, with an adapter, the lists `blocks`, `widths` and
+            `num_prefix_tokens` with one entry per adapter layer, and `given`, the facts that the user passed to `wrap`.
+        head: `name`, `arguments` and block `indices` of a segmenter's head; None in an adapter file.
+        rein_version: version of rein that wrote the file.
     """
 
     kind: str
@@ -56,7 +54,7 @@ class Header:
     rein_version: str = __version__
 
     def to_metadata(self) -> dict[str, str]:
-        """The header as safetensors metadata, strings to strings."""
+        """Return the header as safetensors metadata: a dictionary of strings."""
         values = {
             "kind": self.kind,
             "rein_version": self.rein_version,
@@ -64,75 +62,79 @@ class Header:
             "backbone": self.backbone,
             "head": self.head,
         }
-        plain = {"format": "pt", VERSION_KEY: str(FORMAT_VERSION)}  # `format` is safetensors' own convention
-        return plain | {key: json.dumps(value, sort_keys=True) for key, value in values.items() if value is not None}
+        fixed = {"format": "pt", VERSION_KEY: str(FORMAT_VERSION)}  # `format` is a convention of safetensors
+        return fixed | {key: json.dumps(value, sort_keys=True) for key, value in values.items() if value is not None}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Header:
-        """The way back. Raises InputError, KeyError, TypeError or ValueError on a header that says less or other than it must."""
+        """Parse the metadata that `to_metadata` returns.
+
+        Raises:
+            InputError, KeyError, TypeError, ValueError: an entry is missing or invalid.
+        """
         entries = {key: json.loads(metadata.get(key, "null")) for key in ("kind", "rein_version", "backbone", "config", "head")}
         kind, version, backbone, config, head = entries.values()
         if kind not in ("adapter", "segmenter"):
-            raise InputError(f"its kind is {kind!r}")
+            raise InputError(f"kind is {kind!r}, expected 'adapter' or 'segmenter'")
         if not (isinstance(backbone, dict) and isinstance(backbone.get("architecture"), str)):
-            raise InputError("it does not say which backbone it is for")
+            raise InputError("backbone has no architecture name")
         if config is None and kind == "adapter":
-            raise InputError("it has no adapter configuration")
+            raise InputError("config is missing, expected the configuration of the adapter")
         if config is not None:
-            facts = [backbone.get(key) for key in ("blocks", "widths", "num_prefix_tokens")]
+            lists = [backbone.get(key) for key in ("blocks", "widths", "num_prefix_tokens")]
             if (
-                not all(_is_list(fact, kind) for fact, kind in zip(facts, (str, int, int), strict=True))
-                or len({len(fact or ()) for fact in facts}) > 1
+                not all(_is_list(value, entry_type) for value, entry_type in zip(lists, (str, int, int), strict=True))
+                or len({len(value or ()) for value in lists}) > 1
             ):
-                raise InputError("its facts about the backbone's blocks are not one per block")
+                raise InputError("backbone must have lists blocks, widths and num_prefix_tokens of equal length")
             if not isinstance(backbone.setdefault("given", {}), dict):
-                raise InputError("what was given about its backbone is not a dictionary")
+                raise InputError(f"given of the backbone is {backbone['given']!r}, expected a dictionary")
         if kind == "segmenter" and not (
             isinstance(head, dict)
             and isinstance(head.get("name"), str)
             and isinstance(head.get("arguments"), dict)
             and _is_list(head.get("indices"), int)
         ):
-            raise InputError("it does not say how to build its head")
+            raise InputError(f"head is {head!r}, expected a dictionary with name, arguments and indices")
         return cls(kind, None if config is None else ReinConfig.from_dict(config), backbone, head, str(version))
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the adapter of a wrapped model to one safetensors file (about 12 MB for a ViT-L).
 
-    The file is written beside `path`, synced and renamed: a crash leaves an older file whole.
+    Writing is atomic: after a crash, `path` holds the previous file or the new one, never a part of one.
 
     Raises:
         WrapError: the model is not wrapped.
         CheckpointError: the folder does not exist or cannot be written.
     """
-    injection_of(model)
+    get_injection(model)
     adapter = getattr(model, ADAPTER)
-    write(path, adapter.state_dict(), Header("adapter", adapter.config, describe(model)))
+    write(path, adapter.state_dict(), Header("adapter", adapter.config, describe_backbone(model)))
 
 
 def load(model: Model, path: str | os.PathLike[str], *, strict: bool = True, example_inputs: Any = None) -> Model:
-    """Read an adapter into `model`, in place; an unwrapped model is wrapped first.
+    """Load an adapter into `model`, in place; wrap the model first if it is bare.
 
-    The file and its fit are checked completely before anything is changed. In a wrapped model only values change: hooks,
-    optimizers and compiled code stay valid.
+    The function checks the file and the model completely before it changes anything. In a wrapped model only parameter values
+    change: hooks, optimizers and compiled code stay valid.
 
     Args:
         model: the backbone that the adapter was trained on.
         path: a file that `save` wrote.
-        strict: also require the same architecture name; with False, equal widths, depth and prefix tokens are enough.
-        example_inputs: as for `wrap`, where the model is bare and was wrapped with them.
+        strict: require the same architecture and block names; with False, equal widths, depth and prefix tokens suffice.
+        example_inputs: as for `wrap`; needed if `model` is bare and was wrapped with them before.
 
     Returns:
         `model` itself.
 
     Raises:
-        CheckpointError: the file is missing, damaged, no adapter, or does not fit; the message says which.
+        CheckpointError: the file is missing, damaged, not an adapter file, or does not fit the model.
         UnsupportedBackboneError, WrapError: as `wrap`.
     """
     tensors, header = read(path)
     if header.kind != "adapter":
-        raise CheckpointError(f"{path} holds a {header.kind}, not an adapter alone; read it with rein.Segmenter.load.")
+        raise CheckpointError(f"{path} is a {header.kind} file, expected an adapter file; load it with rein.Segmenter.load.")
     return load_adapter(model, tensors, header, path, strict=strict, example_inputs=example_inputs)
 
 
@@ -145,83 +147,87 @@ def load_adapter(
     strict: bool = True,
     example_inputs: Any = None,
 ) -> Model:
-    """Give `model` the adapter of a file that was read: check the fit, wrap where needed, then copy."""
+    """Load an adapter from the tensors and header of a file; arguments, result and errors as for `load`."""
     config = header.config
     if config is None:
-        raise CheckpointError(f"{path} holds no adapter, only a head over a bare backbone.")
+        raise CheckpointError(f"{path} holds no adapter, only a head for a bare backbone; load it with rein.Segmenter.load.")
     given = header.backbone["given"].get("num_prefix_tokens")
     name = backbones.architecture(model)
     if strict:
         check_architecture(model, header, path)
     wrapped = is_wrapped(model)
     try:
-        blocks = None if wrapped else _blocks_to_wrap(model, header.backbone, strict, given, example_inputs)
-        sites = injection_of(model).sites if wrapped else tuple(backbones.find_sites(model, blocks, given, example_inputs))
+        names = None if wrapped else _blocks_to_wrap(model, header.backbone, strict, given, example_inputs)
+        blocks = get_injection(model).blocks if wrapped else tuple(backbones.find_blocks(model, names, given, example_inputs))
     except UnsupportedBackboneError as error:
         raise CheckpointError(f"{path} does not fit this {name}: {error}") from error
-    wanted, got = header.backbone, describe_sites(name, sites)
-    # by another name the same blocks may have other paths
-    for fact in ("widths", "num_prefix_tokens", *(["blocks"] if strict else [])):
-        if wanted[fact] != got[fact]:
+    expected, got = header.backbone, describe_blocks(name, blocks)
+    for key in _compared_keys(strict):
+        if expected[key] != got[key]:
             raise CheckpointError(
-                f"{path} does not fit this {name}: its {fact} per block are {wanted[fact]}, the model's are {got[fact]}."
+                f"{path} does not fit this {name}: the file has {key} {expected[key]}, the model has {got[key]}."
             )
     if wrapped and getattr(model, ADAPTER).config != config:
         raise CheckpointError(
             f"{path} holds an adapter with {config}, the model is wrapped with {getattr(model, ADAPTER).config}; "
-            "call rein.unwrap(model) first, and load wraps it anew."
+            "call rein.unwrap(model) first, then rein.load wraps the model with the file's configuration."
         )
     with torch.device("meta"):
-        match_tensors(build_adapter([site.width for site in sites], config, patch_size=1), tensors, path)
+        match_tensors(build_adapter([block.width for block in blocks], config, patch_size=1), tensors, path)
     if not wrapped:
-        with torch.random.fork_rng():  # the initial values are overwritten at once: leave the caller's random state alone
-            wrap(model, config, blocks=blocks, num_prefix_tokens=given, example_inputs=example_inputs)
+        with torch.random.fork_rng():  # the file overwrites the initial values: keep the caller's random state
+            wrap(model, config, blocks=names, num_prefix_tokens=given, example_inputs=example_inputs)
     getattr(model, ADAPTER).load_state_dict(dict(tensors))
     return model
 
 
+def _compared_keys(strict: bool) -> list[str]:
+    """Keys of the `backbone` entry that must agree; the same blocks may have other paths in another architecture."""
+    return ["widths", "num_prefix_tokens", *(["blocks"] if strict else [])]
+
+
 def _blocks_to_wrap(
-    model: nn.Module, wanted: Mapping[str, Any], strict: bool, given: int | None, example_inputs: Any
+    model: nn.Module, expected: Mapping[str, Any], strict: bool, given: int | None, example_inputs: Any
 ) -> list[str] | None:
-    """None where rein finds the wanted blocks by itself, else their names; a block with several outputs is wanted several times."""
+    """Names of the blocks to pass to `wrap`, or None if `find_blocks` finds the expected blocks without them."""
     with suppress(UnsupportedBackboneError):
-        sites = backbones.find_sites(model, None, given, example_inputs)
-        got = describe_sites("", sites)
-        if all(got[fact] == wanted[fact] for fact in ("widths", "num_prefix_tokens", *(["blocks"] if strict else []))):
+        got = describe_blocks("", backbones.find_blocks(model, None, given, example_inputs))
+        if all(got[key] == expected[key] for key in _compared_keys(strict)):
             return None
-    return list(dict.fromkeys(wanted["blocks"]))
+    return list(dict.fromkeys(expected["blocks"]))  # a block with several outputs has several entries
 
 
 def check_architecture(model: nn.Module, header: Header, path: str | os.PathLike[str]) -> None:
-    """Raise CheckpointError unless the file was trained over this architecture, by name."""
-    name, wanted = backbones.architecture(model), header.backbone["architecture"]
-    if name != wanted:
+    """Raise CheckpointError unless `model` has the architecture name in the header."""
+    name, expected = backbones.architecture(model), header.backbone["architecture"]
+    if name != expected:
         raise CheckpointError(
-            f"{path} was trained on {wanted}, the model is {name}; use that one, or strict=False where both give the same features."
+            f"{path} was trained on {expected}, the model is {name}; pass a {expected}, or strict=False if both compute the "
+            "same features."
         )
 
 
-def describe(model: nn.Module) -> dict[str, Any]:
-    """What a backbone must be for the adapter of `model`, or for a head over `model` where that is bare."""
+def describe_backbone(model: nn.Module) -> dict[str, Any]:
+    """Return the `backbone` entry of the header for a wrapped or bare model."""
     name = backbones.architecture(model)
     if not is_wrapped(model):
         return {"architecture": name}
-    injection = injection_of(model)
-    return describe_sites(name, injection.sites) | {"given": injection.given}
+    injection = get_injection(model)
+    return describe_blocks(name, injection.blocks) | {"given": injection.given}
 
 
-def describe_sites(name: str, sites: Sequence[Site]) -> dict[str, Any]:
-    """The `backbone` entry of the header."""
+def describe_blocks(name: str, blocks: Sequence[BlockInfo]) -> dict[str, Any]:
+    """Return the `backbone` entry of the header, without `given`, for an architecture name and its adapted blocks."""
     return {
         "architecture": name,
-        "blocks": [site.path for site in sites],
-        "widths": [site.width for site in sites],
-        "num_prefix_tokens": [site.num_prefix_tokens for site in sites],
+        "blocks": [block.path for block in blocks],
+        "widths": [block.width for block in blocks],
+        "num_prefix_tokens": [block.num_prefix_tokens for block in blocks],
     }
 
 
 def describe_file(path: str | os.PathLike[str]) -> str:
-    """What a file is and what it fits, in a few readable lines.
+    """Return a readable summary of a file: tensors, backbone, configuration, head and how to load it.
 
     Raises:
         CheckpointError: as `read`.
@@ -248,44 +254,52 @@ def describe_file(path: str | os.PathLike[str]) -> str:
 
 
 def match_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Raise CheckpointError unless `tensors` are exactly those of `module`, by name and shape."""
-    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    """Raise CheckpointError unless `tensors` have the names and shapes of the state dict of `module`."""
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     got = {key: tuple(value.shape) for key, value in tensors.items()}
-    missing, extra = sorted(wanted.keys() - got.keys()), sorted(got.keys() - wanted.keys())
-    shapes = [f"{key} is {got[key]}, wanted {wanted[key]}" for key in wanted.keys() & got.keys() if wanted[key] != got[key]]
-    if missing or extra or shapes:
-        found = [("missing", missing), ("unexpected", extra), ("wrong shape", sorted(shapes))]
-        raise CheckpointError(
-            f"{path} does not match: " + "; ".join(f"{what}: {', '.join(names)}" for what, names in found if names)
-        )
+    shapes = [
+        f"{key} is {got[key]}, expected {expected[key]}" for key in expected.keys() & got.keys() if expected[key] != got[key]
+    ]
+    differences = list_differences(expected.keys() - got.keys(), got.keys() - expected.keys(), shapes)
+    if differences:
+        raise CheckpointError(f"{path} does not match: {differences}.")
+
+
+def list_differences(missing: Iterable[str], unexpected: Iterable[str], shapes: Iterable[str]) -> str:
+    """Return the differences between two state dicts as text for an error message; empty if there is none."""
+    kinds = {"missing": sorted(missing), "unexpected": sorted(unexpected), "wrong shape": sorted(shapes)}
+    return "; ".join(f"{kind}: {', '.join(entries)}" for kind, entries in kinds.items() if entries)
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Header) -> None:
-    """Write a complete file beside `path`, sync it, and rename it over `path`.
+    """Write tensors and header to `path`, atomically as `replace_file`.
 
-    Tensors that are spread over devices (FSDP2) are gathered, for which every process must come here; each writes the same file.
+    Tensors that are sharded over devices (FSDP2) are gathered, so every process must call this function. Each process writes the
+    same file.
 
     Raises:
-        CheckpointError: the folder does not exist or cannot be written; an older file is untouched.
+        CheckpointError: the folder does not exist or cannot be written; an existing file stays unchanged.
     """
-    on_cpu = {name: _gathered(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
+    on_cpu = {name: _gather(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
     metadata = header.to_metadata()
     replace_file(path, to_bytes(on_cpu, metadata | {"sha256": _digest(on_cpu, metadata)}))
 
 
-def _gathered(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, wherever its parts are."""
-    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole
+def _gather(tensor: Tensor) -> Tensor:
+    """Return a sharded tensor (DTensor) as one tensor, and any other tensor as it is."""
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full
 
 
 def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
-    """Put `content` at `path` in one step: whoever looks finds the older file or the newer one, whole.
+    """Write `content` to a temporary file beside `path`, sync it, and rename it to `path`.
+
+    A reader sees the previous file or the new one, never a part of one.
 
     Raises:
         CheckpointError: the folder does not exist or cannot be written.
     """
-    path = Path(path).resolve()  # through a link, to what it points to
+    path = Path(path).resolve()  # replace the target of a symbolic link, not the link
     try:
         if path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
@@ -305,10 +319,10 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Header]:
-    """Tensors and header of a file, checked against its digest.
+    """Read the tensors and the header of a file, and check its digest.
 
     Raises:
-        CheckpointError: the file is missing, not one of rein's, newer than this rein, truncated or altered.
+        CheckpointError: the file is missing, truncated, altered, not written by rein, or of a newer format.
     """
     try:
         if Path(path).is_dir():
@@ -322,23 +336,26 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Header]:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}.") from error
     version = metadata.get(VERSION_KEY)
     if version is None:
-        raise CheckpointError(f"{path} is a safetensors file, but not one that rein wrote: its metadata has no {VERSION_KEY!r}.")
+        raise CheckpointError(
+            f"{path} is a safetensors file that rein did not write: its metadata has no {VERSION_KEY!r}. Pass a file written by "
+            "rein.save or Segmenter.save."
+        )
     if version != str(FORMAT_VERSION):
         raise CheckpointError(
-            f"{path} has format version {version}, this rein reads version {FORMAT_VERSION}; upgrade rein-adapter."
+            f"{path} has format version {version}, rein {__version__} reads version {FORMAT_VERSION}; upgrade rein-adapter."
         )
     digest = metadata.pop("sha256", None)
     if digest != _digest(tensors, metadata):
-        raise CheckpointError(f"{path} was altered or damaged: its contents do not match its sha256.")
+        raise CheckpointError(f"{path} was altered or damaged: its content does not match its sha256. Restore it from a copy.")
     try:
         return tensors, Header.from_metadata(metadata)
     except (InputError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} has a header that this rein {__version__} cannot read: {error}") from error
+        raise CheckpointError(f"{path} has a header that rein {__version__} cannot read: {error}") from error
 
 
-def _is_list(value: Any, kind: type) -> bool:
-    """Whether `value` is a list of at least one `kind`, as JSON gives it."""
-    return isinstance(value, list) and bool(value) and all(type(entry) is kind for entry in value)
+def _is_list(value: Any, entry_type: type) -> bool:
+    """Whether `value` is a list with at least one entry, and every entry has exactly the type `entry_type`."""
+    return isinstance(value, list) and bool(value) and all(type(entry) is entry_type for entry in value)
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The `rein` command. Bad input gets one line on standard error and exit code 2; Ctrl-C gets 130."""
+"""The `rein` command: every subcommand, its options and its help. Bad input gives one line on standard error and exit code 2."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,10 +17,10 @@ from rein.extras import require
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        if given and given[0] in EXPERIMENT:
+        if given and given[0] in EXPERIMENT_COMMANDS:
             return _experiment(given)
         options = _parser().parse_args(given)
         return options.run(options)
@@ -27,37 +28,105 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ReinError as error:
-        print(f"rein: {' '.join(_said(error).split())}", file=sys.stderr)
+        print(f"rein: {' '.join(_message(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("rein: interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(f"rein: {interruption or 'interrupted.'}", file=sys.stderr)
         return 130
 
 
-# commands whose options are those of Lightning's command line, beside the model's and the data's
-EXPERIMENT = {
-    "fit": "train on the source domains of a recipe or a configuration",
-    "validate": "judge a run on its held-out source pairs",
-    "test": "judge a run on its targets: mIoU by domain and class, JSON, examples",
-    "predict": "predict a folder of images",
-}
-
-
-def _said(error: ReinError) -> str:
-    """What an error says, without the traceback that torch puts before what a loading process said."""
+def _message(error: ReinError) -> str:
+    """The text of an error, without the traceback that torch prepends to errors of loading processes."""
     text = str(error)
     return text.rpartition(f"{type(error).__name__}: ")[2] if "Original Traceback" in text else text
 
 
+# -- commands whose options are the settings of a recipe
+
+
+@dataclass(frozen=True)
+class ExperimentCommand:
+    """A command that runs an experiment.
+
+    Attributes:
+        summary: one line for `rein --help`.
+        description: what it does and where it writes.
+        options: the options that its help shows; `--help-all` shows all.
+    """
+
+    summary: str
+    description: str
+    options: tuple[str, ...]
+
+
+EXPERIMENT_COMMANDS = {
+    "fit": ExperimentCommand(
+        "train on the source domains of a recipe or a configuration",
+        "Train a head and what the method adds to the backbone on the source domains. Writes config.yaml, logs, pictures, "
+        "checkpoints and segmenter.safetensors to the folder --out. Every setting of the configuration is an option of the "
+        "same name.",
+        (
+            *("config", "out", "ckpt_path", "seed_everything"),
+            *("model.backbone", "model.weights", "model.method", "model.head", "model.lr"),
+            *("data.root", "data.batch_size", "data.workers"),
+            *("trainer.max_steps", "trainer.devices", "trainer.precision"),
+        ),
+    ),
+    "validate": ExperimentCommand(
+        "evaluate a run on its held-out source pairs",
+        "Evaluate a run on the source validation pairs and print the IoU of every class. Pass the run's configuration: "
+        "rein validate --config RUN/config.yaml.",
+        ("config", "ckpt_path", "data.root", "data.workers", "model.window", "trainer.devices"),
+    ),
+    "test": ExperimentCommand(
+        "evaluate a run on its targets: mIoU by domain and class",
+        "Evaluate a run on its target domains, print mIoU by domain and class, and write test/results.json and example "
+        "pictures to the run's folder. Pass the run's configuration: rein test --config RUN/config.yaml.",
+        (
+            *("config", "out", "ckpt_path", "data.root", "data.targets", "data.eval_edge", "data.limit", "data.workers"),
+            *("model.window", "model.stride", "trainer.devices", "trainer.precision"),
+        ),
+    ),
+    "predict": ExperimentCommand(
+        "predict the classes of every image in a folder",
+        "Predict the classes of every image in a folder and in the folders below it, with the state of a run. Writes "
+        "predictions/<name>.png to the folder --out: class numbers, shown in the colours of the classes. Example: "
+        "rein predict --config RUN/config.yaml --data.predict PHOTOS.",
+        (
+            *("config", "data.predict", "out", "ckpt_path", "data.eval_edge", "data.workers"),
+            *("model.window", "model.stride", "trainer.devices", "trainer.precision"),
+        ),
+    ),
+}
+
+
+def _experiment(arguments: Sequence[str]) -> int:
+    for module in ("lightning", "jsonargparse", "tensorboard"):
+        require(module, "train")
+    from rein.dgss import commands
+
+    name = arguments[0]
+    if {"--help", "-h"} & set(arguments):
+        command = EXPERIMENT_COMMANDS[name]
+        commands.print_help(name, command.description, command.options)
+    if "--help-all" in arguments:
+        arguments = [name, "--help"]
+    commands.run(arguments)
+    return 0
+
+
+# -- other commands
+
+
 class _Parser(argparse.ArgumentParser):
-    """One line for a bad option, as for every other bad input."""
+    """Reports a bad option in one line, like every other bad input."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults where there are any."""
+class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, except None and False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
@@ -66,137 +135,37 @@ class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="rein",
-        description="Turn a frozen vision transformer into a domain-general dense predictor by training about 1 % of it.",
+        description="Turn a frozen vision transformer into a domain-general dense predictor by training a small adapter.",
     )
     parser.add_argument("--version", action="version", version=f"rein {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    info = commands.add_parser(
-        "info", help="what a file is and what it fits", description="Print what a file is and what it fits."
-    )
-    info.add_argument("file", type=Path)
-    info.set_defaults(run=_info)
-    backbones = commands.add_parser(
-        "backbones",
-        help="what rein makes of timm's models: blocks, widths, prefix rows, parameters, or why not",
-        description="List, for every model of timm that PATTERN names, the blocks that an adapter refines, their widths, the "
-        "prefix rows that pass through, the adapter's parameters and their fraction; or why not. Nothing is downloaded.",
-    )
-    backbones.add_argument(
-        "pattern", nargs="?", default="*", metavar="PATTERN", help="shell-style, as in '*dinov2*' (default: all)"
-    )
-    backbones.set_defaults(run=_backbones)
-    convert = commands.add_parser(
-        "convert",
-        help="the authors' checkpoints to rein's files, and back",
-        description="Convert an official checkpoint (.pth) into a file that rein.load or rein.Segmenter.load reads, for a "
-        "backbone of timm. Where it carries the backbone's weights, they are written beside as OUT.backbone.safetensors.",
-    )
-    convert.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    convert.add_argument("out", type=Path, metavar="OUT")
-    convert.add_argument("--backbone", metavar="NAME", help="timm's name of the backbone, as in vit_large_patch14_dinov2")
-    convert.add_argument(
-        "--no-softmax", action="store_true", help="the adapter was trained without softmax, which files do not say"
-    )
-    convert.add_argument("--zero-init", action="store_true", help="the adapter started at zero and has no scale")
-    convert.add_argument("--to-official", action="store_true", help="the other way: from rein's file to the authors' layout")
-    convert.set_defaults(run=_convert)
-    for name, text in EXPERIMENT.items():
-        commands.add_parser(name, help=text, add_help=False)
-    recipes = commands.add_parser(
-        "recipes",
-        help="the paper's experiments, as configurations for rein fit",
-        description="List the recipes, or print one: rein recipes NAME > mine.yaml gives a file to change.",
-    )
-    recipes.add_argument("name", nargs="?", metavar="NAME", help="print this one")
-    recipes.set_defaults(run=_recipes)
-    compare = commands.add_parser(
-        "compare",
-        help="several judged runs side by side: a table, and a panel for each domain",
-        description="Print a table of runs that rein test has judged, and draw one panel for each domain: image, truth, what every "
-        "run predicts, and its errors in red.",
-    )
-    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, in the order of the columns")
-    compare.add_argument("--names", type=_names, metavar="A,B,...", help="what the runs are called (default: their methods)")
-    compare.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER", help="where the panels go")
-    compare.set_defaults(run=_compare)
-    _add_data_commands(commands)
-    demo = commands.add_parser(
-        "demo",
-        help="fit on one domain, judge on others that were never shown",
-        description="Fit a head and an adapter on ONE source domain and report the mIoU on every other, for the frozen backbone with "
-        "a head only, for Rein, and with --full for full fine-tuning. Without --data, street scenes are generated: clear day is the "
-        "source; fog, night, rain and snow are never shown in fitting (pocket_vit was pretrained on such images, without labels). "
-        "Writes results.json, adapter.safetensors and panel.png.",
-        formatter_class=_Defaults,
-    )
-    _add_demo_options(demo)
-    demo.set_defaults(run=_demo)
+    for add in (
+        _add_demo,
+        _add_experiment_commands,
+        _add_compare,
+        _add_recipes,
+        _add_data,
+        _add_backbones,
+        _add_info,
+        _add_convert,
+    ):
+        add(commands)
     return parser
 
 
-def _add_data_commands(commands: Any) -> None:
-    data = commands.add_parser(
-        "data",
-        help="which data sets can be opened, and whether one that lies here is whole",
-        description="Data sets in their publishers' own folder layouts.",
-    )
-    actions = data.add_subparsers(required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="every data set: where its files lie, how its labels encode, where it is offered")
-    listing.set_defaults(run=_data_list)
-    check = actions.add_parser(
-        "check",
-        help="read a data set from end to end: counts, the first broken or missing pair, classes, a picture",
-        description="Read every image and label of a data set and print counts, sizes, the first broken or missing pair and how much "
-        "of it each class fills. The exit code is 2 where anything is wrong.",
-        formatter_class=_Defaults,
-    )
-    check.add_argument("name", metavar="NAME", help="a name of `rein data list`")
-    check.add_argument("path", nargs="?", type=Path, metavar="PATH", help="its folder, as its publisher packs it")
-    check.add_argument("--split", default="train", help="which part of it")
-    check.add_argument("--limit", type=_positive, metavar="N", help="read at most so many pairs, evenly spaced")
-    check.add_argument("--out", type=Path, metavar="FILE.png", help="write a picture of some pairs there")
-    check.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="what the data set offers, as condition=night"
-    )
-    check.set_defaults(run=_data_check)
+def _add_experiment_commands(commands: Any) -> None:
+    for name, command in EXPERIMENT_COMMANDS.items():
+        commands.add_parser(name, help=command.summary, add_help=False)
 
 
-def _add_demo_options(demo: argparse.ArgumentParser) -> None:
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER", help="where the results go")
-    demo.add_argument(
-        "--backbone",
-        default="pocket_vit",
-        metavar="NAME",
-        help="pocket_vit, whose weights come with rein, or a columnar transformer of timm: ViT, DINOv2, EVA02, ...; Rein's form and "
-        "the learning rates follow from it",
+def _add_info(commands: Any) -> None:
+    info = commands.add_parser(
+        "info",
+        help="describe an adapter or segmenter file",
+        description="Print what a file holds, which backbone it belongs to and how to load it.",
     )
-    demo.add_argument("--pretrained", action="store_true", help="use timm's weights, where the hub can be reached")
-    demo.add_argument("--patch-size", type=_positive, metavar="P", help="build the backbone with this patch size, in pixels")
-    demo.add_argument("--full", action="store_true", help="also fine-tune the whole backbone")
-    demo.add_argument("--steps", type=_positive, default=800, metavar="N", help="optimizer steps per method")
-    demo.add_argument("--batch-size", type=_batch, default=4, metavar="N", help="images per step")
-    demo.add_argument(
-        "--lr",
-        type=_rate,
-        metavar="RATE",
-        help="learning rate of the head (default: 0.03 for pocket_vit, 0.001 for others); those of the adapter (0.0003, 0.0001) and "
-        "of the backbone (0.001, 0.00001) follow in proportion",
-    )
-    demo.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the weights, the scenes and the data order")
-    demo.add_argument("--scenes", type=_positive, metavar="N", help="generated scenes to fit on (default: 160)")
-    real = demo.add_argument_group(
-        "your own images",
-        'FOLDER/index.json may hold {"classes": ["road", ...], "palette": [[128, 64, 128], ...], "ignore_label_on_disk": 11}; '
-        "label 255 never counts.",
-    )
-    real.add_argument("--data", type=Path, metavar="FOLDER", help="holds <domain>/images/* and <domain>/labels/*.png")
-    real.add_argument("--source", metavar="NAME", help="the domain to fit on; the others are judged on")
-    real.add_argument("--classes", type=_names, metavar="A,B,...", help="class names, where FOLDER has no index.json")
-    real.add_argument(
-        "--ignore-label", type=_natural, action="append", metavar="N", help="a label that counts for nothing, besides 255"
-    )
-    real.add_argument("--crop", type=_crop, metavar="PIXELS", help="side of the training crops (default: 256)")
-    real.add_argument("--limit", type=_positive, metavar="N", help="judge on at most so many images of each domain")
+    info.add_argument("file", type=Path)
+    info.set_defaults(run=_info)
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -204,11 +173,25 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_backbones(commands: Any) -> None:
+    backbones = commands.add_parser(
+        "backbones",
+        help="list timm's models that rein supports: blocks, widths, adapter parameters",
+        description="List, for every timm model that PATTERN matches, the number and widths of the adapted blocks, the prefix "
+        "tokens that pass through unchanged, the adapter's parameters and their fraction; or why the model is not supported. "
+        "Downloads nothing.",
+    )
+    backbones.add_argument(
+        "pattern", nargs="?", default="*", metavar="PATTERN", help="shell-style pattern, such as '*dinov2*' (default: all)"
+    )
+    backbones.set_defaults(run=_backbones)
+
+
 def _backbones(options: argparse.Namespace) -> int:
-    if options.pattern == "pocket_vit":  # no model of timm's
+    if options.pattern == "pocket_vit":  # not a timm name
         from rein.testing import pocket_vit
 
-        print(catalogue.entry_of(pocket_vit(pretrained=False), options.pattern))
+        print(catalogue.describe_model(pocket_vit(pretrained=False), options.pattern))
         return 0
     refused = 0
     names = catalogue.names(options.pattern)
@@ -216,19 +199,40 @@ def _backbones(options: argparse.Namespace) -> int:
         entry = catalogue.describe(name)
         refused += entry.refusal is not None
         print(entry, flush=True)
-    print(f"{len(names) - refused} adapted, {refused} not, of {len(names)}")
+    print(f"{len(names) - refused} of {len(names)} supported, {refused} not")
     return 0
 
 
+def _add_convert(commands: Any) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="convert the authors' checkpoints to rein's files, and back",
+        description="Convert an official checkpoint (.pth) into a file for rein.load or rein.Segmenter.load. If it holds the "
+        "backbone's weights, they are written to OUT.backbone.safetensors.",
+    )
+    convert.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the file to convert")
+    convert.add_argument("out", type=Path, metavar="OUT", help="the file to write")
+    convert.add_argument("--backbone", metavar="NAME", help="timm's name of the backbone, such as vit_large_patch14_dinov2")
+    convert.add_argument(
+        "--no-softmax", action="store_true", help="the adapter was trained without softmax, which the file does not state"
+    )
+    convert.add_argument("--zero-init", action="store_true", help="the adapter started at zero and has no scale")
+    convert.add_argument("--to-official", action="store_true", help="convert rein's file to the authors' layout instead")
+    convert.set_defaults(run=_convert)
+
+
 def _convert(options: argparse.Namespace) -> int:
-    from rein import official  # and with it the heads
+    from rein import official  # imports the heads
 
     if options.to_official:
         official.to_official(options.checkpoint, options.out)
         print(f"wrote {options.out}")
         return 0
     if options.backbone is None:
-        raise InputError("--backbone NAME is wanted: which model of timm the checkpoint is for, as in vit_large_patch14_dinov2.")
+        raise InputError(
+            "--backbone is missing; expected timm's name of the backbone that the checkpoint belongs to, such as "
+            "vit_large_patch14_dinov2."
+        )
     backbone = catalogue.build_on_meta(options.backbone)
     for path in official.convert_file(
         options.checkpoint, options.out, backbone, use_softmax=not options.no_softmax, zero_init=options.zero_init
@@ -237,13 +241,14 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
-def _experiment(arguments: Sequence[str]) -> int:
-    for module in ("lightning", "jsonargparse", "tensorboard"):
-        require(module, "train")
-    from rein.dgss import commands
-
-    commands.run(arguments)
-    return 0
+def _add_recipes(commands: Any) -> None:
+    recipes = commands.add_parser(
+        "recipes",
+        help="list the recipes: the paper's experiments as configurations for rein fit",
+        description="List the recipes, or print the complete configuration of one. rein recipes NAME > mine.yaml makes a file to edit.",
+    )
+    recipes.add_argument("name", nargs="?", metavar="NAME", help="recipe to print")
+    recipes.set_defaults(run=_recipes)
 
 
 def _recipes(options: argparse.Namespace) -> int:
@@ -251,28 +256,68 @@ def _recipes(options: argparse.Namespace) -> int:
     from rein.dgss import recipes
 
     if options.name is not None:
-        print(recipes.find(options.name).path.read_text(encoding="utf-8"), end="")
+        print(recipes.to_yaml(recipes.resolve(options.name), recipes.find(options.name).title), end="")
         return 0
     found = recipes.listed()
     width = max(len(recipe.name) for recipe in found)
     for recipe in found:
-        print(f"{recipe.name:{width}}  {recipe.title}{f' -- published: {recipe.aim}' if recipe.aim else ''}")
-    print(f"{len(found)} recipes; rein fit --config NAME --data.root FOLDER runs one")
+        print(f"{recipe.name:{width}}  {recipe.title}{f' -- published: {recipe.published}' if recipe.published else ''}")
+    print(f"{len(found)} recipes. To run one: rein fit --config NAME --data.root FOLDER")
     return 0
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="compare runs that rein test has evaluated: a table, and a picture of each domain",
+        description="Print a table of runs that rein test has evaluated. Writes table.txt, results.json, panel.png and, for "
+        "each domain, a picture with image, truth, the prediction of every run, and its errors in red.",
+    )
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, in the order of the columns")
+    compare.add_argument("--names", type=_names, metavar="A,B,...", help="names of the runs (default: their methods)")
+    compare.add_argument(
+        "--out", type=Path, default=Path("runs/compare"), metavar="FOLDER", help="folder of the results (default: runs/compare)"
+    )
+    compare.set_defaults(run=_compare)
 
 
 def _compare(options: argparse.Namespace) -> int:
     require("lightning", "train")
-    from rein.dgss import runs
+    from rein.dgss.evaluation.comparison import compare
 
-    print(runs.compare(options.runs, options.out, options.names))
-    print(f"panels and table.txt are in {options.out}")
+    print(compare(options.runs, options.out, options.names))
+    print(f"table.txt, results.json and the panels are in {options.out}")
     return 0
+
+
+def _add_data(commands: Any) -> None:
+    data = commands.add_parser(
+        "data", help="list the data sets, or check one on disk", description="Data sets in their publishers' own folder layouts."
+    )
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="list the data sets: folders, label encoding, publisher")
+    listing.set_defaults(run=_data_list)
+    check = actions.add_parser(
+        "check",
+        help="read a data set completely: counts, bad pairs, classes, a picture",
+        description="Read every image and label of a data set. Prints counts, sizes, the first bad or missing pair and the "
+        "share of each class. The exit code is 2 if anything is wrong.",
+        formatter_class=_HelpWithDefaults,
+    )
+    check.add_argument("name", metavar="NAME", help="a name of rein data list")
+    check.add_argument("path", nargs="?", type=Path, metavar="PATH", help="folder of the data set, as its publisher packs it")
+    check.add_argument("--split", default="train", help="split to read")
+    check.add_argument("--limit", type=_positive, metavar="N", help="read at most N pairs, evenly spaced")
+    check.add_argument("--out", type=Path, metavar="FILE.png", help="write a picture of some pairs to this file")
+    check.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the data set, such as condition=night"
+    )
+    check.set_defaults(run=_data_check)
 
 
 def _data_list(options: argparse.Namespace) -> int:
     require("PIL", "train")
-    from rein.dgss import check
+    from rein.dgss.data import check
 
     print(check.table())
     return 0
@@ -280,71 +325,120 @@ def _data_list(options: argparse.Namespace) -> int:
 
 def _data_check(options: argparse.Namespace) -> int:
     require("PIL", "train")
-    from rein.dgss import check, datasets
-    from rein.dgss.progress import bar
+    from rein.dgss.data import check, datasets
 
-    asked = datasets.parse_options(options.name, options.option)
     report = check.check(
         options.name,
         options.path,
         options.split,
-        asked,
+        datasets.parse_options(options.name, options.option),
         limit=options.limit,
         out=options.out,
-        progress=lambda indices: bar(indices, "read"),
     )
     print(report.text())
     if options.out is not None and report.read:
         print(f"wrote {options.out}")
     if report.problems:
-        raise InputError(f"{len(report.problems)} of {report.images} pairs are not good; the first: {report.problems[0]}")
+        raise InputError(f"{len(report.problems)} of {report.images} pairs are bad; the first: {report.problems[0]}")
     return 0
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="train on one domain, evaluate on others that training never shows",
+        description="Train on ONE source domain and evaluate on every other: the frozen backbone with a head only, Rein, and "
+        "with --full full fine-tuning. Without --data, street scenes are generated: clear day is the source; fog, night, rain "
+        "and snow are the targets (pocket_vit was pretrained on such images, without labels). Writes a run folder for each "
+        "method, table.txt, results.json and panel.png. The same command again keeps finished runs and resumes interrupted "
+        "ones.",
+        formatter_class=_HelpWithDefaults,
+    )
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER", help="folder of the results")
+    demo.add_argument(
+        "--backbone",
+        default="pocket_vit",
+        metavar="NAME",
+        help="pocket_vit, whose weights are part of rein, or a columnar transformer of timm: ViT, DINOv2, EVA02, ...; the "
+        "method's settings and learning rates depend on it",
+    )
+    demo.add_argument("--pretrained", action="store_true", help="download timm's weights")
+    demo.add_argument("--patch-size", type=_positive, metavar="P", help="patch size of the backbone in pixels")
+    demo.add_argument("--full", action="store_true", help="fine-tune the whole backbone, too")
+    demo.add_argument("--steps", type=_positive, default=800, metavar="N", help="optimizer steps per method")
+    demo.add_argument("--batch-size", type=_batch, default=4, metavar="N", help="images per step")
+    demo.add_argument(
+        "--lr",
+        type=_rate,
+        metavar="RATE",
+        help="learning rate of the head (default: 0.03 for pocket_vit, 0.001 for others); those of the adapter (0.0003, "
+        "0.0001) and of the backbone (0.001, 0.00001) change in proportion",
+    )
+    demo.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of weights, scenes and data order")
+    demo.add_argument("--scenes", type=_positive, metavar="N", help="number of generated scenes to train on (default: 160)")
+    real = demo.add_argument_group(
+        "your own images",
+        'FOLDER/index.json may hold {"classes": ["road", ...], "palette": [[128, 64, 128], ...], "ignore_label_on_disk": 11}; '
+        "label 255 is always ignored.",
+    )
+    real.add_argument("--data", type=Path, metavar="FOLDER", help="folder that holds <domain>/images/* and <domain>/labels/*.png")
+    real.add_argument("--source", metavar="NAME", help="the domain to train on; all others are targets")
+    real.add_argument("--classes", type=_names, metavar="A,B,...", help="class names, if FOLDER has no index.json")
+    real.add_argument(
+        "--ignore-label", type=_natural, action="append", metavar="N", help="a label value that is ignored, besides 255"
+    )
+    real.add_argument("--crop", type=_crop, metavar="PIXELS", help="side of the training crops (default: 256)")
+    real.add_argument("--limit", type=_positive, metavar="N", help="evaluate at most N images of each domain")
+    demo.set_defaults(run=_demo)
 
 
 def _demo(options: argparse.Namespace) -> int:
     require("lightning", "train")
-    from rein.dgss import demo, domains, labels, report, weights
-    from rein.dgss.training import Schedule
+    from rein.dgss import demo
+    from rein.dgss.training.backbone import POCKET
 
+    data = None
     if options.data is None:
         given = [name for name in ("source", "classes", "ignore_label", "crop", "limit") if getattr(options, name) is not None]
         if given:
-            raise InputError(f"--{given[0].replace('_', '-')} belongs to --data FOLDER, which was not given.")
-        chosen, crop = domains.generated_domains((128, 256), options.seed, options.scenes or 160), 96
+            raise InputError(f"--{given[0].replace('_', '-')} belongs to --data FOLDER, which is missing.")
     else:
         if options.scenes is not None:
-            raise InputError("--scenes belongs to the generated streets; with --data it means nothing.")
+            raise InputError("--scenes belongs to the generated streets; leave it out with --data.")
         if options.source is None:
-            raise InputError(f"--source is missing: which of {', '.join(domains.find_domains(options.data))} shall it fit on?")
-        domains.find_domains(options.data)
-        space = labels.label_space(options.data, options.classes, options.ignore_label or ())
-        chosen = domains.folder_domains(options.data, options.source, space, options.limit)
-        crop = options.crop or 256
-        if options.backbone == weights.POCKET:
-            print("pocket_vit has never seen a photograph: for figures that mean something, give --backbone NAME --pretrained.")
-    config, rates = demo.suited(options.backbone)
-    if options.lr is not None:
-        rates["lr"] = options.lr
+            raise InputError(f"--source is missing; expected one of {', '.join(demo.find_domains(options.data))}.")
+        data = demo.FolderData(
+            root=options.data,
+            source=options.source,
+            classes=options.classes,
+            ignored=tuple(options.ignore_label or ()),
+            crop=options.crop or 256,
+            limit=options.limit,
+        )
+        if options.backbone == POCKET:
+            print("pocket_vit has never seen a photograph. For meaningful figures, use --backbone NAME --pretrained.")
     settings = demo.Options(
-        options.out,
-        options.backbone,
-        Schedule(steps=options.steps, batch_size=options.batch_size, crop=crop, seed=options.seed, **rates),
-        config,
-        pretrained=options.pretrained or options.backbone == weights.POCKET,
+        out=options.out,
+        backbone=options.backbone,
+        pretrained=options.pretrained or options.backbone == POCKET,
         patch_size=options.patch_size,
         full=options.full,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        seed=options.seed,
+        scenes=options.scenes or 160,
+        data=data,
     )
-    try:
-        results = demo.run(chosen, settings)
-    except demo.Interrupted as interrupted:
-        print(f"rein: {interrupted}", file=sys.stderr)
-        return 130
-    print(report.table(results, [chosen.source]))
-    print(f"rein: {config}")
-    print(
-        f"mIoU in per cent; fitted on {chosen.source!r} only. results.json, adapter.safetensors and panel.png are in {options.out}"
-    )
+    table = demo.run(settings)
+    print(table)
+    source = "day" if data is None else data.source
+    print(f"mIoU in per cent; trained on {source!r} only. table.txt, results.json and panel.png are in {options.out}")
+    print(f"To continue: rein test --config {options.out / 'rein' / 'config.yaml'}")
     return 0
+
+
+# -- types of options
 
 
 def _positive(text: str) -> int:

@@ -1,6 +1,6 @@
-"""`ReinConfig`: what to build. Frozen, validated, and the same in Python, in JSON and in the file format.
+"""`ReinConfig`: configuration of the adapter, with the same fields in Python, in JSON and in the adapter file.
 
-Only the standard library is imported here. The symbols m, r, q and s are those of the paper (arXiv 2312.04265).
+This module imports the standard library only. The symbols m, r, q and s are the paper's (arXiv 2312.04265).
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from rein.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class ReinConfig:
-    """What the adapter is made of. The defaults are the authors' (2,990,081 parameters on a ViT-L).
+    """Configuration of the adapter, immutable and validated. The defaults are the authors' (2,990,081 parameters on a ViT-L).
 
     Args:
-        num_tokens: m, learnable tokens per layer, at least 1. The first is a null slot: it takes part in the softmax and its
-            column is then dropped, so a patch may match nothing.
-        rank: r, rank of the tokens T = A B; `None` learns full tokens instead.
-        query_dim: q, width of the queries that are linked to the tokens; `None` builds no queries and no parameters for them.
-        use_softmax: similarity softmax(f T^T / sqrt(C)); with `False` the raw f T^T.
+        num_tokens: m, number of learnable tokens per layer, at least 1. The first token is a null slot: it is part of the
+            softmax but has no value, so a patch can match no token.
+        rank: r, rank of the tokens T = A B. `None` learns full tokens T.
+        query_dim: q, width of the queries that are computed from the tokens. `None` builds no queries.
+        use_softmax: use the similarity softmax(f T^T / sqrt(C)). `False` uses the raw f T^T.
         scale_init: initial value of the learnable scale s.
-        zero_init: the paper's text instead of the authors' code: W_f and b_f start at zero and s is the constant 1, so that a
-            wrapped model starts equal to the bare one.
-        share: one set of MLPs for all layers. With `False` (the paper's ablation) each layer has its own W_t, W_f and W_q; s is
-            then the constant 1, because it can be absorbed into W_f, which starts `scale_init` times as large.
+        zero_init: follow the paper's text instead of the authors' code: W_f and b_f start at zero and s is the constant 1. A
+            wrapped model then starts equal to the bare model.
+        share: share the MLPs between all layers. With `False` (the paper's ablation) each layer has its own W_t, W_f and W_q, and
+            s is the constant 1. W_f then starts `scale_init` times as large.
 
     Raises:
-        InputError: a value of the wrong type or out of range.
+        InputError: a value has the wrong type or is out of range.
     """
 
     num_tokens: int = 100
@@ -46,8 +46,8 @@ class ReinConfig:
             if value is None and name != "num_tokens":
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                wanted = "a whole number of at least 1" + ("" if name == "num_tokens" else ", or None")
-                raise InputError(f"ReinConfig.{name} is {value!r}; it must be {wanted}.")
+                expected = "a whole number of at least 1" + ("" if name == "num_tokens" else ", or None")
+                raise InputError(f"ReinConfig.{name} is {value!r}; it must be {expected}.")
         for name in ("use_softmax", "zero_init", "share"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"ReinConfig.{name} is {getattr(self, name)!r}; it must be True or False.")
@@ -57,34 +57,36 @@ class ReinConfig:
         object.__setattr__(self, "scale_init", float(scale))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a JSON-safe dictionary; `from_dict` is the way back."""
+        """The fields as a dictionary that JSON can store. `from_dict` is the inverse."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ReinConfig:
-        """Build from `to_dict`'s dictionary.
+        """Build a configuration from the dictionary of `to_dict`.
 
         Raises:
-            InputError: an unknown key, or a value that the constructor refuses.
+            InputError: a key is unknown or a value is invalid.
         """
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise InputError(f"unknown ReinConfig keys {unknown}; known are {known}. Was the file written by a newer rein?")
+            raise InputError(
+                f"unknown ReinConfig keys {unknown}; known keys are {known}. If a newer version of rein wrote them, upgrade rein."
+            )
         return cls(**values)
 
     @classmethod
     def preset(cls, name: str) -> ReinConfig:
-        """The rows of the paper's ablation, each adding one idea to the row before.
+        """A configuration of the paper's ablation. Each one adds a component to the previous one.
 
-        `"core"`: full tokens and MLPs of their own in every layer; `"link"`: with queries; `"share"`: MLPs shared by all
-        layers; `"lowrank"`: low-rank tokens, which is the default configuration.
+        `"core"`: full tokens, and separate MLPs in every layer; `"link"`: also queries; `"share"`: MLPs shared by all layers;
+        `"lowrank"`: low-rank tokens, the default configuration.
 
         Raises:
-            InputError: another name.
+            InputError: there is no preset of this name.
         """
         if name not in _PRESETS:
-            raise InputError(f"no preset is named {name!r}; there are {sorted(_PRESETS)}.")
+            raise InputError(f"no preset is named {name!r}; choose one of {sorted(_PRESETS)}.")
         return _PRESETS[name]
 
 

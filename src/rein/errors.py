@@ -1,20 +1,20 @@
-"""What rein raises when a user's input is wrong.
+"""Exceptions that rein raises for wrong input.
 
-Every kind is a `ReinError` and also the builtin exception that fits, so `except ValueError` keeps working. Each message says
-what was got, what was wanted and what to do.
+Every class is a `ReinError` and also a builtin exception, so `except ValueError` works. A message says what is wrong, what was
+expected and what to do.
 """
 
 
 class ReinError(Exception):
-    """Base of every error that rein raises on purpose."""
+    """Base class of all errors that rein raises."""
 
 
 class InputError(ReinError, ValueError):
-    """An argument, an image, a label or a data folder is not what was asked for."""
+    """An argument, an image, a label or a data folder is invalid."""
 
 
 class UnsupportedBackboneError(ReinError, ValueError):
-    """A fact about the backbone is missing; the message says which, and how to give it."""
+    """A fact about the backbone is missing; the message says which one and how to pass it."""
 
 
 class WrapError(ReinError, RuntimeError):
@@ -22,8 +22,8 @@ class WrapError(ReinError, RuntimeError):
 
 
 class CheckpointError(ReinError, ValueError):
-    """A file is not an adapter, is damaged, or belongs to another backbone. Nothing was changed."""
+    """A file is not a checkpoint of rein, is damaged, or does not fit the model. The model is unchanged."""
 
 
 class MissingExtraError(ReinError, ImportError):
-    """A feature needs an optional dependency; the message says which extra installs it."""
+    """An optional dependency is not installed; the message says which extra installs it."""

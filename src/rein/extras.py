@@ -1,4 +1,4 @@
-"""Optional dependencies, asked for where they are used."""
+"""Import optional dependencies at the point of use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def require(module: str, extra: str) -> ModuleType:
     """Import an optional dependency.
 
     Raises:
-        MissingExtraError: it is not installed; the message says which extra installs it.
+        MissingExtraError: the module is not installed; the message says which extra installs it.
     """
     try:
         return import_module(module)

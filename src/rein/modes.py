@@ -1,4 +1,4 @@
-"""Train and eval mode, changed for a moment and given back exactly as found, module by module."""
+"""Context managers that restore the train or eval mode of every submodule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def modes_restored(module: nn.Module) -> Iterator[None]:
-    """On leaving, every submodule has the `training` flag that it had on entering."""
+    """Restore the `training` flag of every submodule on exit."""
     found = [(child, child.training) for child in module.modules()]
     try:
         yield
@@ -20,8 +20,8 @@ def modes_restored(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every submodule's own mode again afterwards."""
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Set eval mode inside, and restore the `training` flag of every submodule on exit."""
     with modes_restored(module):
         module.eval()
         yield

@@ -1,4 +1,4 @@
-"""Which parameters train, how many they are, and how the optimizer should treat them."""
+"""Count the trainable parameters of a model, and group them for the optimizer."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 from torch import nn
 
 from rein import backbones
-from rein.injection import ADAPTER, Injection, injection_of
+from rein.injection import ADAPTER, Injection, get_injection
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What `summary` counted; printing it gives a few readable lines.
+    """Result of `summary`; `print` shows it in three lines.
 
     Attributes:
-        backbone: timm's name of the architecture, or the class's name.
-        num_layers: adapted blocks, L.
-        widths: the distinct widths C, in order.
-        num_prefix_tokens: the distinct counts of rows that pass through, in order.
-        adapter_parameters: parameters of the adapter.
-        trainable_parameters: parameters with `requires_grad`, the adapter's and any others.
-        total_parameters: all parameters, the adapter's included.
+        backbone: timm's name of the architecture, or the class name of other models.
+        num_layers: number of adapted blocks, L.
+        widths: distinct widths C of the blocks, in order.
+        num_prefix_tokens: distinct numbers of prefix tokens of the blocks, in order.
+        adapter_parameters: number of parameters of the adapter.
+        trainable_parameters: number of parameters with `requires_grad`, including the adapter's.
+        total_parameters: number of all parameters, including the adapter's.
     """
 
     backbone: str
@@ -51,20 +51,20 @@ class Summary:
 
 
 def summary(model: nn.Module) -> Summary:
-    """Count what a wrapped model trains.
+    """Count the parameters of a wrapped model.
 
     Raises:
         WrapError: the model is not wrapped.
     """
-    injection = injection_of(model)
+    injection = get_injection(model)
     injection.freeze_modes()
-    sites = injection.sites
+    blocks = injection.blocks
     parameters = list(model.parameters())
     return Summary(
         backbone=backbones.architecture(model),
-        num_layers=len(sites),
-        widths=tuple(dict.fromkeys(site.width for site in sites)),
-        num_prefix_tokens=tuple(dict.fromkeys(site.num_prefix_tokens for site in sites)),
+        num_layers=len(blocks),
+        widths=tuple(dict.fromkeys(block.width for block in blocks)),
+        num_prefix_tokens=tuple(dict.fromkeys(block.num_prefix_tokens for block in blocks)),
         adapter_parameters=sum(p.numel() for p in getattr(model, ADAPTER).parameters()),
         trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
         total_parameters=sum(p.numel() for p in parameters),
@@ -72,31 +72,31 @@ def summary(model: nn.Module) -> Summary:
 
 
 def param_groups(module: nn.Module, lr: float = 1e-4, weight_decay: float = 0.05) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW by the authors' recipe.
+    """Parameter groups for AdamW as in the authors' recipe.
 
-    Decayed: the adapter's MLPs, weights and biases, and whatever else trains. Not decayed: the tokens and s, every norm layer and
-    every `nn.Embedding` (a head's query and level embeddings), and what any other module names in `no_decay_parameters()`. Frozen
-    parameters are left out.
+    Without weight decay: the adapter's tokens and scale s, norm layers, `nn.Embedding`s (a head's query and level embeddings), and
+    the parameters that any other module lists in `no_decay_parameters()`. With weight decay: all other trainable parameters,
+    including biases. Frozen parameters are in no group.
 
     Args:
-        module: a wrapped model, an adapter, a `Segmenter`, or any module that holds one.
+        module: a wrapped model, an adapter, a `Segmenter`, or any module that contains one.
         lr: learning rate of both groups.
-        weight_decay: of the decayed group.
+        weight_decay: weight decay of the first group.
 
     Returns:
-        One or two dictionaries with `params`, `lr` and `weight_decay`; an empty group is left out.
+        One or two dictionaries with `params`, `lr` and `weight_decay`. Empty groups are left out.
     """
-    kept: set[int] = set()
+    no_decay: set[int] = set()
     for part in module.modules():
         if isinstance(part, Injection):
             part.freeze_modes()
-        if callable(spared := getattr(part, "no_decay_parameters", None)):
-            kept.update(id(parameter) for parameter in spared())
+        if callable(listed := getattr(part, "no_decay_parameters", None)):
+            no_decay.update(id(parameter) for parameter in listed())
         elif isinstance(part, (*_NORMS, nn.Embedding)):
-            kept.update(id(parameter) for parameter in part.parameters())
+            no_decay.update(id(parameter) for parameter in part.parameters())
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trainable if id(p) not in kept], "lr": lr, "weight_decay": weight_decay},
-        {"params": [p for p in trainable if id(p) in kept], "lr": lr, "weight_decay": 0.0},
+        {"params": [p for p in trainable if id(p) not in no_decay], "lr": lr, "weight_decay": weight_decay},
+        {"params": [p for p in trainable if id(p) in no_decay], "lr": lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

@@ -1,57 +1,224 @@
-"""The refinement of one layer from matrices that are folded already, and its backward pass by hand.
+"""Exact evaluation of the adapter's equations with less computation and memory.
 
-`ReinAdapter` says what is folded, and why the result is the paper's equations. Nothing here knows a parameter or a layer.
+`ReinAdapter.reference_forward` has the equations. This module folds the parameters of a layer into matrices that do not depend on
+the features (`fold_layer`), keeps them for one inference pass (`PassCache`), and applies them to the features (`apply_folded`),
+with a backward pass that stores no (N, C) tensor but the features (`FoldedRefinement`). `refine` chooses the form.
+
+Folding. Let e (m, 1) be 0 for the first token, the null slot, and 1 for all others, and let * multiply row by row. Then
+S[:, 1:] V = S (e * (T W_t^T + b_t)). The rows of S sum to 1, so S e = 1 - S_1 and S 1 = 1. With T = A B this gives
+
+    s D = s (S[:, 1:] V + f) W_f^T + s b_f = f (s W_f)^T + (S mix) values
+
+    S      = softmax((f B^T / sqrt(C)) A^T)               (N, m)
+    mix    = [e * A, e, 1]                                (m, r + 2); S mix = [S (e * A), 1 - S_1, 1]
+    values = s [B W_t^T W_f^T; b_t W_f^T; b_f]            (r + 2, C)
+
+Full tokens need no mix: values = s ((e * (T W_t^T + b_t)) W_f^T + b_f), (m, C). The raw similarity S = f T^T is linear in f, so s D
+is a single linear layer:
+
+    s D = f (s W)^T + s b_f,   W = W_f + W_f (e * (T W_t^T + b_t))^T T        (C, C)
+
+The product A B is not needed. s multiplies small matrices, never an (N, C) tensor. The residual f stays a separate term, because
+adding the identity to s W_f would round s W_f.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from rein.adapter import ReinAdapter
 
-def refined(
-    x: Tensor,
-    dtype: torch.dtype,
-    prefix: int,
-    scale: Tensor | None,
-    weight: Tensor,
-    *thin: Tensor,
-    in_place: bool = False,
-) -> Tensor:
-    """Tokens x (..., N, C), refined by products in `dtype`; the first `prefix` rows pass through.
 
-    `scale`, `weight` and `thin` are those that `ReinAdapter` folds for a layer.
+class FoldedLayer(NamedTuple):
+    """The folded matrices of one layer: everything that does not depend on the features.
+
+    Attributes:
+        scale: s, not yet multiplied onto `weight`; None if it is 1 or multiplied already.
+        weight: the (C, C) matrix that is applied to the features: W_f, or W with the raw similarity.
+        factors: the thin matrices. Low-rank tokens: B^T / sqrt(C), (C, r); A^T, (r, m); mix, (m, r + 2); values, (r + 2, C). Full
+            tokens: T^T / sqrt(C), (C, m); values, (m, C). Raw similarity: s b_f, (C,).
     """
-    *inner, values = thin
-    weight = scaled(weight, scale, dtype)
-    flat = x.reshape(-1, x.shape[-1])
-    features = flat.to(dtype)
-    same = dtype == x.dtype  # else addmm would round the residual to autocast's dtype
-    if inner:
-        coefficients = _coefficients(features, inner)[-1]
-        out = torch.addmm(flat, coefficients, values) if same else coefficients @ values
-    else:  # the raw similarity is linear in f, so all of D is one affine map
-        out = flat + values if same else values.expand_as(flat)
-    out = out.addmm_(features, weight.mT) if in_place and same else torch.addmm(out, features, weight.mT)
-    out = (out if same else flat + out).to(x.dtype).reshape(x.shape)
-    if not prefix:
-        return out
-    if in_place:
-        out[..., :prefix, :] = x[..., :prefix, :]
-        return out
-    return torch.cat((x[..., :prefix, :], out[..., prefix:, :]), -2)
+
+    scale: Tensor | None
+    weight: Tensor
+    factors: Sequence[Tensor]
 
 
-def scaled(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The matrix s W_f in `dtype`; where s is None it is the constant 1."""
+def refine(adapter: ReinAdapter, x: Tensor, layer: int, num_prefix_tokens: int, pass_cache: PassCache | None) -> Tensor:
+    """Refine tokens x (..., N, C) of one layer; arguments as in `ReinAdapter.forward`. All forms give the same function:
+
+    * function transforms (`torch.func`): the equations, `ReinAdapter.reference_forward`, which are plain operations;
+    * no gradients, and a cache: the matrices of the cache, with the result written in place;
+    * `torch.compile` and `torch.export`: folding and `apply_folded` as plain operations;
+    * gradients: folding as plain operations, then `FoldedRefinement`.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return _refine_by_reference(adapter, x, layer, num_prefix_tokens)
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):  # folding runs in float32; only the folded matrices are cast
+            return _refine_folded(adapter, x, layer, dtype, num_prefix_tokens, pass_cache)
+    return _refine_folded(adapter, x, layer, x.dtype, num_prefix_tokens, pass_cache)
+
+
+def _refine_by_reference(adapter: ReinAdapter, x: Tensor, layer: int, num_prefix_tokens: int) -> Tensor:
+    """The equations for the patch tokens of `x`, in the precision of the parameters if that is higher."""
+    features = x.to(torch.promote_types(x.dtype, adapter.token_parameters()[0].dtype))
+    if not num_prefix_tokens:
+        return adapter.reference_forward(features, layer).to(x.dtype)
+    refined = adapter.reference_forward(features[..., num_prefix_tokens:, :], layer).to(x.dtype)
+    return torch.cat((x[..., :num_prefix_tokens, :], refined), -2)
+
+
+def _refine_folded(
+    adapter: ReinAdapter, x: Tensor, layer: int, dtype: torch.dtype, num_prefix_tokens: int, pass_cache: PassCache | None
+) -> Tensor:
+    compiled = torch.compiler.is_compiling()
+    exported = compiled and not torch.compiler.is_dynamo_compiling()
+    if pass_cache is not None and not (torch.is_grad_enabled() or exported):  # a cache must not keep the tensors of an export
+        folded = pass_cache.get(adapter, layer, dtype, x.device)
+        return apply_folded(x, dtype, num_prefix_tokens, folded, in_place=not compiled)
+    scale, weight, factors = fold_layer(adapter, layer)
+    factors = [factor.to(dtype) for factor in factors]
+    if compiled:
+        return apply_folded(x, dtype, num_prefix_tokens, FoldedLayer(scale, weight, factors))
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, weight, *factors)):
+        return cast(Tensor, FoldedRefinement.apply(x, dtype, num_prefix_tokens, scale, weight, *factors))
+    return apply_folded(x, dtype, num_prefix_tokens, FoldedLayer(scale, weight, factors), in_place=True)
+
+
+class PassCache:
+    """The folded matrices of all layers of one `ReinAdapter`, computed once per pass without gradients.
+
+    A pass begins at layer 0, which folds all layers at once. An entry is valid only for the layer after the last one that was
+    read, so a pass never uses matrices of an earlier pass: it sees every change of a parameter, even one that torch does not count
+    (`parameter.data.fill_(1)`). A change that torch counts (an optimizer step, `rein.load`, a replaced parameter) takes effect at the
+    next layer. The last layer empties the cache.
+    """
+
+    def __init__(self) -> None:
+        self._entry: tuple[Any, int, list[FoldedLayer]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_entry": None}
+
+    def get(self, adapter: ReinAdapter, layer: int, dtype: torch.dtype, device: torch.device) -> FoldedLayer:
+        """The matrices of `layer` in `dtype`, from the cache or newly folded."""
+        versions = None  # a compiled program contains the whole pass and reads the parameters when it starts
+        if not torch.compiler.is_compiling():
+            versions = [(id(parameter), parameter.is_inference() or parameter._version) for parameter in adapter.parameters()]
+        key = (dtype, device, versions)
+        entry = self._entry if layer else None  # read once: another thread may run its own pass
+        layers = entry[2] if entry is not None and entry[:2] == (key, layer) else fold_layers(adapter, dtype)
+        self._entry = None if layer + 1 == adapter.num_layers else (key, layer + 1, layers)
+        return layers[layer]
+
+
+def fold_layers(adapter: ReinAdapter, dtype: torch.dtype) -> list[FoldedLayer]:
+    """The folded matrices of every layer in `dtype`, with s multiplied onto each weight."""
+    if adapter.config.share and adapter.config.use_softmax:  # all layers at once, in few large products
+        scale, weight, factors = _fold_softmax(adapter, slice(None))
+        weight, factors = _scaled(weight, scale, dtype), [factor.to(dtype) for factor in factors]
+        return [FoldedLayer(None, weight, layer) for layer in zip(*factors, strict=True)]
+    layers = []
+    for layer in range(adapter.num_layers):
+        scale, weight, factors = fold_layer(adapter, layer)
+        layers.append(FoldedLayer(None, _scaled(weight, scale, dtype), [factor.to(dtype) for factor in factors]))
+    return layers
+
+
+def fold_layer(adapter: ReinAdapter, layer: int) -> FoldedLayer:
+    """The folded matrices of one layer, in the dtype of the parameters."""
+    return _fold_softmax(adapter, layer) if adapter.config.use_softmax else _fold_raw(adapter, layer)
+
+
+def _fold_softmax(adapter: ReinAdapter, layer: int | slice) -> FoldedLayer:
+    """Fold one layer. With a slice of layers, which share their MLPs, the factors are stacked along a first axis."""
+    token_mlp, delta_mlp = adapter.layer_mlps(layer)
+    weight, scale = delta_mlp.weight, adapter.scale
+    tokens = [parameter[layer] for parameter in adapter.token_parameters()]
+    e = _null_mask(tokens[0])
+    keys = tokens[-1].mT * (1 / math.sqrt(adapter.dim))
+    if len(tokens) == 1:
+        values = (e * (tokens[0] @ token_mlp.weight.mT + token_mlp.bias)) @ weight.mT + delta_mlp.bias
+        factors = [keys]
+    else:
+        a, b = tokens
+        mix = torch.cat((e * a, e, torch.ones_like(e)), -1)
+        row = (*b.shape[:-2], 1, adapter.dim)
+        values = torch.cat((b @ token_mlp.weight.mT, token_mlp.bias.expand(row)), -2) @ weight.mT
+        values = torch.cat((values, delta_mlp.bias.expand(row)), -2)
+        factors = [keys, a.mT, mix]
+    return FoldedLayer(scale, weight, [*factors, values if scale is None else scale * values])
+
+
+def _fold_raw(adapter: ReinAdapter, layer: int) -> FoldedLayer:
+    """Fold one layer with the raw similarity S = f T^T."""
+    token_mlp, delta_mlp = adapter.layer_mlps(layer)
+    weight, scale = delta_mlp.weight, adapter.scale
+    tokens = [parameter[layer] for parameter in adapter.token_parameters()]
+    e = _null_mask(tokens[0])
+    if len(tokens) == 1:
+        keys = tokens[0]
+        values = e * (keys @ token_mlp.weight.mT + token_mlp.bias)
+    else:  # A^T values instead of values, because values^T T = (A^T values)^T B
+        a, keys = tokens
+        values = (a.mT @ torch.cat((e * a, e), 1)) @ torch.cat((keys @ token_mlp.weight.mT, token_mlp.bias[None]))
+    bias = delta_mlp.bias if scale is None else scale * delta_mlp.bias
+    return FoldedLayer(scale, weight + (weight @ values.mT) @ keys, [bias])
+
+
+def _null_mask(tokens: Tensor) -> Tensor:
+    """The mask e, (..., m, 1), for tokens (..., m, columns): 0 for the first token, 1 for all others."""
+    mask = torch.ones(*tokens.shape[:-1], 1, dtype=tokens.dtype, device=tokens.device)
+    mask[..., 0, :] = 0
+    return mask
+
+
+def _scaled(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The weight times s, in `dtype`. A scale of None is s = 1."""
     return (weight if scale is None else scale * weight).to(dtype)
 
 
+def apply_folded(x: Tensor, dtype: torch.dtype, num_prefix_tokens: int, folded: FoldedLayer, in_place: bool = False) -> Tensor:
+    """Refine tokens x (..., N, C) with the folded matrices of a layer.
+
+    Args:
+        x: tokens. The first `num_prefix_tokens` rows pass through unchanged.
+        dtype: dtype of the products, and of `folded.factors`.
+        num_prefix_tokens: number of leading rows that are not patches.
+        folded: the folded matrices of the layer.
+        in_place: write into new tensors instead of copying them. Autograd must not record this.
+    """
+    *inner, values = folded.factors
+    weight = _scaled(folded.weight, folded.scale, dtype)
+    flat = x.reshape(-1, x.shape[-1])
+    features = flat.to(dtype)
+    same = dtype == x.dtype  # otherwise addmm would round the residual to the autocast dtype
+    if inner:
+        coefficients = _coefficients(features, inner)[-1]
+        out = torch.addmm(flat, coefficients, values) if same else coefficients @ values
+    else:  # raw similarity: the only factor is the bias
+        out = flat + values if same else values.expand_as(flat)
+    out = out.addmm_(features, weight.mT) if in_place and same else torch.addmm(out, features, weight.mT)
+    out = (out if same else flat + out).to(x.dtype).reshape(x.shape)
+    if not num_prefix_tokens:
+        return out
+    if in_place:
+        out[..., :num_prefix_tokens, :] = x[..., :num_prefix_tokens, :]
+        return out
+    return torch.cat((x[..., :num_prefix_tokens, :], out[..., num_prefix_tokens:, :]), -2)
+
+
 def _coefficients(features: Tensor, inner: Sequence[Tensor]) -> list[Tensor]:
-    """What the thin factors make of the features, one after the other: f B^T, S, S mix; or S alone for full tokens."""
+    """The products of the features with the factors, one after the other: f B^T / sqrt(C), S, S mix; with full tokens S only."""
     if len(inner) == 1:
         return [(features @ inner[0]).softmax(-1)]
     reduced = features @ inner[0]
@@ -59,89 +226,89 @@ def _coefficients(features: Tensor, inner: Sequence[Tensor]) -> list[Tensor]:
     return [reduced, similarity, similarity @ inner[2]]
 
 
-class Refinement(torch.autograd.Function):
-    """`refined`, keeping of what has N rows only the tokens: what is thin is computed again in the backward pass."""
+class FoldedRefinement(torch.autograd.Function):
+    """`apply_folded` with its own backward pass.
+
+    It stores the tokens and the folded matrices. The backward pass recomputes the coefficients, which have few columns.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, prefix: int, *tensors: Tensor) -> Tensor:
-        """As `refined`."""
-        ctx.save_for_backward(x, *tensors)
-        ctx.dtype, ctx.prefix = dtype, prefix
-        return refined(x, dtype, prefix, *tensors, in_place=True)
+    def forward(
+        ctx: Any, x: Tensor, dtype: torch.dtype, num_prefix_tokens: int, scale: Tensor | None, weight: Tensor, *factors: Tensor
+    ) -> Tensor:
+        """As `apply_folded`."""
+        ctx.save_for_backward(x, scale, weight, *factors)
+        ctx.dtype, ctx.num_prefix_tokens = dtype, num_prefix_tokens
+        return apply_folded(x, dtype, num_prefix_tokens, FoldedLayer(scale, weight, factors), in_place=True)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of x and of the matrices; by hand, unless they are to be differentiated again."""
-        x, *tensors = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]]
-        if torch.is_grad_enabled():  # this backward pass is differentiated itself
-            # aliases, since some of these were computed from others, and each is to have its own share alone
-            alone: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
-            inputs = [tensor for tensor, needed in zip(alone, wanted, strict=True) if needed]
-            again = refined(alone[0], ctx.dtype, ctx.prefix, *alone[1:])
-            made = iter(torch.autograd.grad(again, inputs, gradient, create_graph=True, materialize_grads=True))
-            found = [next(made) if needed else None for needed in wanted]
+        """The gradients of x and of the folded matrices: explicit products, or autograd's own for higher derivatives."""
+        x, scale, weight, *factors = ctx.saved_tensors
+        needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]]
+        if torch.is_grad_enabled():  # create_graph=True: this backward pass is differentiated itself
+            # Some saved tensors were computed from others. Views separate them, so that each receives only its own gradient.
+            views: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+            inputs = [view for view, need in zip(views, needed, strict=True) if need]
+            folded = FoldedLayer(views[1], views[2], views[3:])
+            output = apply_folded(views[0], ctx.dtype, ctx.num_prefix_tokens, folded)
+            found = iter(torch.autograd.grad(output, inputs, gradient, create_graph=True, materialize_grads=True))
+            gradients = [next(found) if need else None for need in needed]
         else:
-            found = _gradients(x, ctx.dtype, ctx.prefix, gradient, wanted, *tensors)
-        return (found[0], None, None, *found[1:])
+            folded = FoldedLayer(scale, weight, factors)
+            gradients = _gradients(x, ctx.dtype, ctx.num_prefix_tokens, folded, gradient, needed)
+        return (gradients[0], None, None, *gradients[1:])
 
 
 def _gradients(
-    x: Tensor,
-    dtype: torch.dtype,
-    prefix: int,
-    gradient: Tensor,
-    wanted: Sequence[bool],
-    scale: Tensor | None,
-    weight: Tensor,
-    *thin: Tensor,
+    x: Tensor, dtype: torch.dtype, num_prefix_tokens: int, folded: FoldedLayer, gradient: Tensor, needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients of `refined` for x, s, W_f and the thin factors, by hand.
+    """The gradients of `apply_folded` with respect to x, s, the weight and the factors.
 
-    With G the gradient of f', rows of the prefix set to zero: G^T f is that of s W_f, (S mix)^T G that of the values, and f has
-    G + G (s W_f) + dL B / sqrt(C), where dL is that of the similarity before its softmax.
+    Let G be the gradient of f' with the prefix rows set to zero. Then s W_f has the gradient G^T f, values (S mix)^T G, and
+    f has G + G (s W_f) + dL B / sqrt(C), where dL is the gradient of the similarity before the softmax.
     """
-    *inner, values = thin
-    onto_x, onto_scale, onto_weight = None, None, None
+    scale, weight, (*inner, values) = folded
+    grad_x, grad_scale, grad_weight = None, None, None
     same = dtype == x.dtype
-    features, whole = (tensor.reshape(-1, x.shape[-1]) for tensor in (x, gradient))
+    features, grad_out = (tensor.reshape(-1, x.shape[-1]) for tensor in (x, gradient))
     features = features.to(dtype)
-    above = whole.clone() if same and prefix else whole.to(dtype)
-    if prefix:
-        above.view(x.shape)[..., :prefix, :] = 0
-    if wanted[1] or wanted[2]:
-        product = (above.mT @ features).to(weight.dtype)
+    g = grad_out.clone() if same and num_prefix_tokens else grad_out.to(dtype)
+    if num_prefix_tokens:
+        g.view(x.shape)[..., :num_prefix_tokens, :] = 0
+    if needed[1] or needed[2]:
+        product = (g.mT @ features).to(weight.dtype)
         if scale is None:
-            onto_weight = product
+            grad_weight = product
         else:
-            onto_scale = (product * weight).sum()  # in pairs, which a dot product does not do
-            onto_weight = product.mul_(scale)
+            grad_scale = (product * weight).sum()  # pairwise summation, more exact than a dot product
+            grad_weight = product.mul_(scale)
     if not inner:
-        onto_thin = [above.sum(0)]
+        grad_factors = [g.sum(0)]
     else:
-        steps = _coefficients(features, inner)
-        onto_thin = [steps[-1].mT @ above]
-        passed = above @ values.mT
+        coefficients = _coefficients(features, inner)
+        grad_factors = [coefficients[-1].mT @ g]
+        grad_inner = g @ values.mT
         if len(inner) == 3:
-            onto_thin.insert(0, steps[1].mT @ passed)
-            passed = passed @ inner[2].mT
-        similarity = steps[-2] if len(inner) == 3 else steps[0]
-        passed = torch.ops.aten._softmax_backward_data(passed, similarity, -1, similarity.dtype)
+            grad_factors.insert(0, coefficients[1].mT @ grad_inner)
+            grad_inner = grad_inner @ inner[2].mT
+        similarity = coefficients[-2] if len(inner) == 3 else coefficients[0]
+        grad_inner = torch.ops.aten._softmax_backward_data(grad_inner, similarity, -1, similarity.dtype)
         if len(inner) == 3:
-            onto_thin.insert(0, steps[0].mT @ passed)
-            passed = passed @ inner[1].mT
-        onto_thin.insert(0, features.mT @ passed)
-    if wanted[0]:
-        wide = scaled(weight, scale, dtype)
+            grad_factors.insert(0, coefficients[0].mT @ grad_inner)
+            grad_inner = grad_inner @ inner[1].mT
+        grad_factors.insert(0, features.mT @ grad_inner)
+    if needed[0]:
+        scaled_weight = _scaled(weight, scale, dtype)
         if not same:
-            onto_x = above @ wide
-        elif prefix:  # G is a copy, which has served
-            onto_x = above.addmm_(whole, wide)
+            grad_x = g @ scaled_weight
+        elif num_prefix_tokens:  # g is a copy that is not used again
+            grad_x = g.addmm_(grad_out, scaled_weight)
         else:
-            onto_x = torch.addmm(whole, whole, wide)
-        onto_x = (onto_x.addmm_(passed, inner[0].mT) if inner else onto_x).reshape(x.shape)
+            grad_x = torch.addmm(grad_out, grad_out, scaled_weight)
+        grad_x = (grad_x.addmm_(grad_inner, inner[0].mT) if inner else grad_x).reshape(x.shape)
         if not same:
-            onto_x = gradient + onto_x.to(x.dtype)
-        elif prefix:
-            onto_x[..., :prefix, :] = gradient[..., :prefix, :]
-    return [onto_x, onto_scale, onto_weight, *onto_thin]
+            grad_x = gradient + grad_x.to(x.dtype)
+        elif num_prefix_tokens:
+            grad_x[..., :num_prefix_tokens, :] = gradient[..., :num_prefix_tokens, :]
+    return [grad_x, grad_scale, grad_weight, *grad_factors]

@@ -23,10 +23,12 @@ from benchmarks.generalisation.camera import another_camera
 from benchmarks.generalisation.contenders import EVERYONE
 from benchmarks.generalisation.plan import CHOOSING, FIRST_OF_HEAD, PLANS, RATES, best_rate, next_rate, tiny
 from benchmarks.pocket.pool import FIRST_STREET
-from rein.dgss import demo
-from rein.dgss.datasets.generated import scene_seeds
+from rein.dgss import recipes
+from rein.dgss.data.datamodule import Domain
+from rein.dgss.data.datasets.generated import scene_seeds
 from rein.dgss.scenes import render
-from rein.dgss.task import DivergedError
+from rein.dgss.training.experiment import Experiment
+from rein.dgss.training.task import DivergedError
 from rein.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +41,7 @@ RATES_OF_A_RUN = trial.Rates(0.01, 0.01)
 
 
 def result(name, rates, seed, miou=0.0):
-    purpose = "choose" if seed == CHOOSING else "judge"
+    purpose = "choose" if seed == CHOOSING else "evaluate"
     found = {"contender": name, "head_rate": rates.head, "rate": rates.method, "seed": seed, "purpose": purpose}
     return {**found, "validation_miou": miou}
 
@@ -50,7 +52,7 @@ def searched(plan, curve):
     while due := search.due():
         order += due
         for name, rates, seed in due:
-            search.take(result(name, rates, seed, curve(name, rates.head, rates.method)))
+            search.add(result(name, rates, seed, curve(name, rates.head, rates.method)))
     return order
 
 
@@ -78,9 +80,9 @@ def test_a_search_that_starts_at_the_peak_tries_no_more():
 def test_the_frozen_backbones_head_rate_is_every_methods_and_each_finds_its_own():
     peaks = {"freeze": 1e-1, "full": 1e-4, "rein": 3e-3, "freeze, random weights": 1e-3}
     order = searched(plan_of(*peaks), lambda name, head, method: 50 - abs(np.log(method / peaks[name])))
-    judged = {name: rates for name, rates, seed in order if seed != CHOOSING}
+    evaluated = {name: rates for name, rates, seed in order if seed != CHOOSING}
     alone = {name: trial.Rates(peaks[name], peaks[name]) for name in peaks if EVERYONE[name].head_alone}
-    assert judged == alone | {name: trial.Rates(1e-1, peaks[name]) for name in ("full", "rein")}
+    assert evaluated == alone | {name: trial.Rates(1e-1, peaks[name]) for name in ("full", "rein")}
     head_known = next(place for place, (name, _, seed) in enumerate(order) if (name, seed) == ("freeze", 0))
     assert all(name in alone for name, *_ in order[:head_known])
 
@@ -93,14 +95,14 @@ def test_of_equal_rates_the_smaller_is_taken():
 
 
 def content(*rows):
-    same = {"purpose": "judge", "head_rate": 0.1, "rate": 0.01, "tuned_parameters": 7}
+    same = {"purpose": "evaluate", "head_rate": 0.1, "rate": 0.01, "tuned_parameters": 7}
     choosing = {"purpose": "choose", "contender": "a", "rate": 1.0, "seed": CHOOSING, "validation_miou": 9.0}
-    judged = [{**same, "contender": name, "seed": seed, "miou": miou} for name, seed, miou in rows]
-    return {"source": "day", "rows": [choosing, *judged]}
+    evaluated = [{**same, "contender": name, "seed": seed, "miou": miou} for name, seed, miou in rows]
+    return {"source": "day", "rows": [choosing, *evaluated]}
 
 
 def test_the_mean_of_the_unseen_leaves_the_source_out_and_choosing_does_not_count():
-    found = tables.judged(content(("a", 0, {"day": 90.0, "fog": 10.0, "night": 20.0})))
+    found = tables.evaluated(content(("a", 0, {"day": 90.0, "fog": 10.0, "night": 20.0})))
     assert found == {"a": {0: {"day": 90.0, "fog": 10.0, "night": 20.0, tables.UNSEEN: 15.0}}}
 
 
@@ -121,7 +123,7 @@ def test_the_table_has_a_row_for_each_contender_and_a_difference_to_each_referen
     assert lines[1][6].startswith("+1.5 [")
 
 
-def test_the_table_says_of_which_runs_nothing_came():
+def test_the_table_names_runs_that_diverged():
     rows = content(("freeze", 0, {"day": 50.0, "fog": 10.0}), ("freeze", 1, {"day": 0.0, "fog": 0.0}))
     rows["rows"][-1] |= {"diverged": "the loss is nan", "tuned_parameters": 0}
     _, lines = tables.table(rows)
@@ -153,21 +155,38 @@ def test_another_camera_is_another_one_for_each_seed_and_the_same_for_one():
     assert not torch.equal(first[1], other[1])
 
 
+def opened(section, role):
+    """The pairs of each domain of a role, by title."""
+    return {domain["title"]: Domain(**domain).open(Path(), "train") for domain in section[role]}
+
+
 def test_every_domain_shows_the_same_streets_and_no_split_shares_one(tmp_path):
-    found = data.streets(0, TINY.counts, tmp_path)
-    assert list(found.tests) == ["day", "fog", "night", "rain", "snow", "camera"]
+    section = data.streets(0, TINY.counts, tmp_path)
+    targets = opened(section, "targets")
+    assert list(targets) == ["day", "fog", "night", "rain", "snow", "camera"]
     for domain in ("fog", "night", "rain", "snow"):
-        assert torch.equal(found.tests[domain].tensors[1], found.tests["day"].tensors[1])
-        assert not torch.equal(found.tests[domain].tensors[0], found.tests["day"].tensors[0])
-    everything = [found.train, found.validation, found.tests["day"]]
-    labels = [label.numpy().tobytes() for pairs in everything for label in pairs.tensors[1]]
+        for (image, label), (day_image, day_label) in zip(targets[domain], targets["day"], strict=True):
+            assert torch.equal(label, day_label)
+            assert not torch.equal(image, day_image)
+    everything = [*opened(section, "sources").values(), *opened(section, "validation").values(), targets["day"]]
+    labels = [pairs[index][1].numpy().tobytes() for pairs in everything for index in range(len(pairs))]
+    assert len(labels) == sum((TINY.counts.train, TINY.counts.validation, TINY.counts.test))
     assert len(set(labels)) == len(labels)
+
+
+def test_the_files_hold_what_was_rendered(tmp_path):
+    section = data.streets(0, TINY.counts, tmp_path)
+    scene = render(scene_seeds("test", 1, 0)[0], "fog", data.SIZE)
+    image, label = opened(section, "targets")["fog"][0]
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), scene.image)
+    assert np.array_equal(label.numpy(), scene.label)
 
 
 def test_rates_are_chosen_without_the_targets_and_on_streets_of_their_own(tmp_path):
     assert all(CHOOSING not in plan.seeds for plan in PLANS.values())
-    assert runs.domains(TINY, CHOOSING, tmp_path, None, judged=False).tests == {}
-    assert {path.name.split("-")[2] for path in tmp_path.glob("data/*/*.npz")} == {"train", "val"}
+    assert runs.data_section(TINY, CHOOSING, tmp_path, None, targets=False)["targets"] == []
+    (folder,) = tmp_path.glob("data/*/*")
+    assert {path.name for path in folder.iterdir()} == {data.SOURCE, data.VALIDATION}
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -192,20 +211,23 @@ def frames(root):
     (root / "index.json").write_text(json.dumps({"classes": ["a", "b", "c"]}))
 
 
-def test_camvid_is_fitted_on_one_drive_chosen_by_another_and_judged_on_a_third(tmp_path):
+def test_camvid_trains_on_one_drive_validates_on_another_and_evaluates_a_third(tmp_path):
     frames(tmp_path / "camvid")
-    found = data.camvid(tmp_path / "camvid", tmp_path / "kept")
+    section = data.camvid(tmp_path / "camvid", tmp_path / "kept")
 
-    def shown(pairs):
-        return sorted({int(image[0, 0, 0]) for image in pairs.tensors[0]})
+    def shown(role):
+        return {
+            title: sorted(int(pairs[index][0][0, 0, 0]) for index in range(len(pairs)))
+            for title, pairs in opened(section, role).items()
+        }
 
-    assert (shown(found.train), shown(found.validation)) == ([1, 2, 3], [4, 5, 6])
-    assert {name: shown(pairs) for name, pairs in found.tests.items()} == {"day": [7, 8, 9], "dusk": [10, 11, 12]}
-    assert found.train.tensors[0].shape[2:] == data.CAMVID_SIZE
-    chosen_by = runs.domains(tiny(PLANS["camvid"]), CHOOSING, tmp_path, tmp_path / "camvid", judged=False)
-    assert (shown(chosen_by.validation), chosen_by.tests) == ([4, 5, 6], {})
+    assert (shown("sources"), shown("validation")) == ({"day": [1, 2, 3]}, {"day (held out)": [4, 5, 6]})
+    assert shown("targets") == {"day": [7, 8, 9], "dusk": [10, 11, 12]}
+    assert opened(section, "sources")["day"][0][0].shape[1:] == data.CAMVID_SIZE
+    assert runs.data_section(tiny(PLANS["camvid"]), CHOOSING, tmp_path, tmp_path / "camvid", targets=False)["targets"] == []
     Image.new("RGB", (48, 36), (77, 77, 77)).save(tmp_path / "camvid/dusk_test/images/0001TP_1.png", compress_level=0)
-    assert 77 in shown(data.camvid(tmp_path / "camvid", tmp_path / "kept").tests["dusk"])
+    section = data.camvid(tmp_path / "camvid", tmp_path / "kept")
+    assert 77 in shown("targets")["dusk"]
     shutil.rmtree(tmp_path / "camvid/day_train")
     (tmp_path / "camvid/day_val").rename(tmp_path / "camvid/day_train")
     with pytest.raises(InputError, match="day_val"):
@@ -215,50 +237,55 @@ def test_camvid_is_fitted_on_one_drive_chosen_by_another_and_judged_on_a_third(t
 # -- runs
 
 
+@pytest.fixture(scope="module")
+def section(tmp_path_factory):
+    return data.streets(1, TINY.counts, tmp_path_factory.mktemp("streets"), targets=False)
+
+
+def instantiated(name, section, out):
+    """The LightningModule of a contender, built as `rein fit` builds it."""
+    head = "mask2former" if name == "rein linked" else "linear"
+    config = trial.configuration(EVERYONE[name], head, section, TINY.budget, trial.Rates(0.01, 0.002), 1, out)
+    return Experiment(num_classes=19, seed=1, **config["model"])
+
+
 @pytest.mark.parametrize("name", EVERYONE)
-def test_every_contender_trains_what_it_says_and_starts_from_the_same_head(name, monkeypatch, tmp_path):
-    starts = []
-
-    def remember(segmenter, *args, best, schedule, **settings):
-        starts.append((segmenter, schedule))
-        best.miou, best.step = 0.5, schedule.steps
-
-    monkeypatch.setattr(trial, "fit", remember)
-    pairs = data.streets(1, TINY.counts, tmp_path, judged=False)
-    for contender in (EVERYONE["freeze"], EVERYONE[name]):
-        trial.fitted(
-            contender, "mask2former" if name == "rein linked" else "linear", pairs, TINY.budget, trial.Rates(0.01, 0.002), 1
-        )
-    (bare, same), (tuned, schedule) = starts
-    assert replace(schedule, backbone_factor=1.0, adapter_factor=1.0) == replace(same, backbone_factor=1.0, adapter_factor=1.0)
-    heads = [{k: v for k, v in each.head.state_dict().items() if "quer" not in k} for each in (bare, tuned)]
-    assert all(torch.equal(value, heads[1][key]) for key, value in heads[0].items())
-    trains = {key for key, parameter in tuned.backbone.named_parameters() if parameter.requires_grad}
+def test_every_contender_trains_what_it_says_and_starts_from_the_same_head(name, section, tmp_path):
+    bare, tuned = instantiated("freeze", section, tmp_path), instantiated(name, section, tmp_path)
+    if name != "rein linked":
+        bare_head, head = bare.segmenter.head.state_dict(), tuned.segmenter.head.state_dict()
+        assert all(torch.equal(value, head[key]) for key, value in bare_head.items())
+    backbone = tuned.segmenter.backbone
+    trains = {key for key, parameter in backbone.named_parameters() if parameter.requires_grad}
     method = EVERYONE[name].method
     if method == "freeze":
         assert not trains
     elif method == "full":
-        assert len(trains) == len(list(tuned.backbone.parameters()))
+        frozen = {key for key, parameter in backbone.named_parameters() if not parameter.requires_grad}
+        assert frozen == {"norm.weight", "norm.bias"}  # no feature map passes the final norm
     else:
         mark = {"vpt": "vpt", "adaptformer": "adaptformer", "lora": "lora_"}.get(method, "rein.")
         assert trains
         assert all(mark in key for key in trains)
-    assert (schedule.lr, schedule.backbone_factor, schedule.adapter_factor) == pytest.approx((0.01, 0.2, 0.2))
+    rates = tuned.optimization
+    assert (rates.lr, rates.backbone_factor, rates.adapter_factor) == pytest.approx((0.01, 0.2, 0.2))
     if method.startswith("rein"):
-        assert rein.summary(tuned.backbone).num_layers == (4 if name == "rein late" else 8)
+        assert rein.summary(backbone).num_layers == (4 if name == "rein late" else 8)
 
 
-def test_a_kept_run_is_found_again_and_one_of_other_settings_is_refused(tmp_path, monkeypatch):
+def test_a_finished_run_is_read_and_one_of_other_settings_is_refused(tmp_path, monkeypatch):
     row = runs.one_run(TINY, "freeze", RATES_OF_A_RUN, 0, tmp_path, None)
-    assert row["purpose"] == "judge"
+    assert row["purpose"] == "evaluate"
     assert set(row["miou"]) == {"day", "fog", "night", "rain", "snow", "camera"}
+    (folder,) = (tmp_path / TINY.stem).iterdir()
+    assert not (folder / "checkpoints").exists()
     monkeypatch.setattr(trial, "run", None)
     assert runs.one_run(TINY, "freeze", RATES_OF_A_RUN, 0, tmp_path, None) == row
     with pytest.raises(InputError, match="other settings, weights or data"):
         runs.one_run(replace(TINY, budget=trial.Budget(steps=3)), "freeze", RATES_OF_A_RUN, 0, tmp_path, None)
-    (kept,) = (tmp_path / TINY.stem).glob("freeze-*.json")
-    kept.write_text(kept.read_text()[:40])
-    with pytest.raises(InputError, match=r"freeze-0\.01-0\.01-0\.json is damaged"):
+    finished = folder / "row.json"
+    finished.write_text(finished.read_text()[:40])
+    with pytest.raises(InputError, match=r"freeze-0\.01-0\.01-0/row\.json is damaged"):
         runs.one_run(TINY, "freeze", RATES_OF_A_RUN, 0, tmp_path, None)
 
 
@@ -266,7 +293,7 @@ def test_the_queries_of_the_papers_head_are_linked_to_the_tokens(tmp_path):
     plan = tiny(PLANS["query link"])
     heads = [runs.one_run(plan, name, RATES_OF_A_RUN, 0, tmp_path, None)["head_parameters"] for name in ("freeze", "rein linked")]
     assert heads[0] > heads[1]  # whose queries come from the tokens
-    assert all((tmp_path / plan.stem / f"{name}-0.01-0.01-0.json").exists() for name in ("freeze", "rein-linked"))
+    assert all((tmp_path / plan.stem / f"{name}-0.01-0.01-0/row.json").exists() for name in ("freeze", "rein-linked"))
 
 
 def test_a_rate_that_explodes_is_never_the_best(tmp_path, monkeypatch):
@@ -277,14 +304,14 @@ def test_a_rate_that_explodes_is_never_the_best(tmp_path, monkeypatch):
     row = runs.one_run(TINY, "freeze", RATES_OF_A_RUN, CHOOSING, tmp_path, None)
     assert (row["purpose"], row["validation_miou"], row["diverged"]) == ("choose", 0.0, "the loss is nan at step 3")
     assert best_rate({row["rate"]: row["validation_miou"], 0.003: 0.1}) == 0.003
-    judged = runs.one_run(TINY, "freeze", RATES_OF_A_RUN, 0, tmp_path, None)
-    assert set(judged["miou"].values()) == {0.0}
+    evaluated = runs.one_run(TINY, "freeze", RATES_OF_A_RUN, 0, tmp_path, None)
+    assert set(evaluated["miou"].values()) == {0.0}
     monkeypatch.setattr(trial, "run", lambda *arguments: data.camvid(tmp_path, tmp_path))
     with pytest.raises(InputError):  # what is wrong with the data is not the rate's fault
         runs.one_run(TINY, "full", RATES_OF_A_RUN, CHOOSING, tmp_path, None)
 
 
-def test_a_folder_that_cannot_be_made_is_said_before_the_work(tmp_path, capsys, monkeypatch):
+def test_a_folder_that_cannot_be_made_is_reported_before_the_work(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(command, "run_plan", lambda *arguments: pytest.fail("it ran"))
     for folders in (["--out", f"{tmp_path}/file"], ["--work", f"{tmp_path}/file"]):
@@ -293,7 +320,7 @@ def test_a_folder_that_cannot_be_made_is_said_before_the_work(tmp_path, capsys, 
         assert "cannot make the folder" in capsys.readouterr().err
 
 
-def test_processes_end_with_the_one_that_started_them(tmp_path):
+def test_workers_end_with_their_parent_process(tmp_path):
     command = [sys.executable, "-m", "benchmarks.generalisation", "streets", "--workers", "1", "--work", str(tmp_path)]
     parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -313,7 +340,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
         time.sleep(0.1)
 
 
-def test_ctrl_c_stops_at_once_and_keeps_what_is_done(tmp_path):
+def test_ctrl_c_stops_at_once_and_keeps_finished_runs(tmp_path):
     command = [sys.executable, "-m", "benchmarks.generalisation", "streets", "--tiny", "--workers", "1", "--work", str(tmp_path)]
     process = subprocess.Popen(
         command,
@@ -323,15 +350,15 @@ def test_ctrl_c_stops_at_once_and_keeps_what_is_done(tmp_path):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while not (kept := list(tmp_path.glob("streets/*.json"))):
+    while not (kept := list(tmp_path.glob("streets/*/row.json"))):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.splitlines()[-1].endswith(f"interrupted; what is done is in {tmp_path}; the same command goes on")
+    assert errors.splitlines()[-1].endswith(f"interrupted; finished runs are in {tmp_path}; the same command resumes")
     assert "Traceback" not in errors
-    assert len(list(tmp_path.glob("streets/*.json"))) <= len(kept) + 2  # of fifteen
+    assert len(list(tmp_path.glob("streets/*/row.json"))) <= len(kept) + 2  # of fifteen
 
 
 def test_the_command_runs_a_plan_and_writes_table_and_picture(tmp_path):
@@ -341,9 +368,10 @@ def test_the_command_runs_a_plan_and_writes_table_and_picture(tmp_path):
     found = json.loads((tmp_path / "generalisation-streets.json").read_text())
     assert found["command"] == "python -m benchmarks.generalisation streets --tiny"
     assert not [row for row in found["rows"] if row["purpose"] == "choose" and "miou" in row]
-    assert not list(tmp_path.glob(f"data/*/streets-{CHOOSING}-test-*"))
+    (choosing,) = tmp_path.glob(f"data/*/streets-{CHOOSING}-*")
+    assert {path.name for path in choosing.iterdir()} == {data.SOURCE, data.VALIDATION}
     check_choices(found, tiny(PLANS["streets"]))
-    with Image.open(tmp_path / "streets/examples.png") as picture:
+    with Image.open(tmp_path / "streets/examples/panel.png") as picture:
         assert picture.width > 1000
 
 
@@ -356,38 +384,39 @@ def check_choices(found, plan):
     for contender in plan.contenders:
         tried = {row["rate"]: row["validation_miou"] for row in rows[contender.name, "choose"]}
         assert next_rate(tried) is None
-        head = best_rate(tried) if contender.head_alone else rows["freeze", "judge"][0]["rate"]
-        judged = rows[contender.name, "judge"]
-        assert {(row["head_rate"], row["rate"]) for row in judged} == {(head, best_rate(tried))}
-        assert sorted(row["seed"] for row in judged) == list(plan.seeds)
+        head = best_rate(tried) if contender.head_alone else rows["freeze", "evaluate"][0]["rate"]
+        evaluated = rows[contender.name, "evaluate"]
+        assert {(row["head_rate"], row["rate"]) for row in evaluated} == {(head, best_rate(tried))}
+        assert sorted(row["seed"] for row in evaluated) == list(plan.seeds)
 
 
 # -- what is committed
 
 
 def chosen(plan):
-    """Contender -> a judged row of a committed result."""
+    """Contender -> an evaluated row of a committed result."""
     found = json.loads((ROOT / f"benchmarks/results/epyc-2-cores/{PLANS[plan].benchmark}.json").read_text())
-    return {row["contender"]: row for row in found["rows"] if row["purpose"] == "judge"}
+    return {row["contender"]: row for row in found["rows"] if row["purpose"] == "evaluate"}
 
 
 def test_every_plan_has_results():
     assert {path.stem for path in RESULTS} == {plan.benchmark for plan in PLANS.values()}
 
 
-def test_the_demos_rates_are_those_that_the_source_chose():
-    rows, (config, rates) = chosen("streets"), demo.suited("pocket_vit")
-    assert config == replace(rein.ReinConfig.preset("core"), **EVERYONE["rein core"].settings)
-    assert rates["lr"] == rows["freeze"]["head_rate"]
-    assert rates["lr"] * rates["adapter_factor"] == pytest.approx(rows["rein core"]["rate"])
-    assert rates["lr"] * rates["backbone_factor"] == pytest.approx(rows["full"]["rate"])
+def test_the_recipes_of_the_demo_have_the_rates_that_the_source_chose():
+    rows = chosen("streets")
+    frozen, with_rein, full = (recipes.resolve(f"streets-{name}")["model"] for name in ("frozen", "rein", "full"))
+    assert (with_rein["method"], with_rein["method_settings"]) == ("rein-core", EVERYONE["rein core"].settings)
+    assert frozen["lr"] == with_rein["lr"] == full["lr"] == rows["freeze"]["head_rate"]
+    assert with_rein["lr"] * with_rein["adapter_factor"] == pytest.approx(rows["rein core"]["rate"])
+    assert full["lr"] * full["backbone_factor"] == pytest.approx(rows["full"]["rate"])
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_committed_results_are_of_the_packaged_weights_and_chosen_by_the_source(path):
     found = json.loads(path.read_text())
     plan = PLANS[path.stem.removeprefix("generalisation-").replace("-", " ")]
-    assert {key: found[key] for key in runs.settled(plan)} == runs.settled(plan)
-    assert found["contenders"] == json.loads(json.dumps({each.name: each.made_of() for each in plan.contenders}))
+    assert {key: found[key] for key in runs.settings_of(plan)} == runs.settings_of(plan)
+    assert found["contenders"] == json.loads(json.dumps({each.name: each.facts() for each in plan.contenders}))
     assert len(plan.seeds) >= 5
     check_choices(found, plan)

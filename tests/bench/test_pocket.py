@@ -79,12 +79,12 @@ def test_rein_knows_its_images_and_normalisation():
 
 
 def test_settings_that_the_weights_do_not_fit_are_refused():
-    with pytest.raises(InputError, match=r"do not fit \{'embed_dim': 96\}; give pretrained=False"):
+    with pytest.raises(InputError, match=r"do not fit \{'embed_dim': 96\}; pass pretrained=False"):
         pocket_vit(embed_dim=96)
 
 
 def test_heads_that_no_shape_shows_are_refused():
-    with pytest.raises(InputError, match=r"are of 3 heads and do not fit \{'num_heads': 4\}"):
+    with pytest.raises(InputError, match=r"have 3 heads and do not fit \{'num_heads': 4\}"):
         pocket_vit(num_heads=4)
 
 

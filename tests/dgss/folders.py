@@ -1,4 +1,4 @@
-"""Made-up domain folders for tests."""
+"""Synthetic folders of domains for tests."""
 
 import json
 
@@ -9,7 +9,7 @@ CLASSES = ["sky", "ground", "thing"]
 
 
 def make_folder(root, domains=("day", "dusk"), count=4, size=(48, 32), index=True):
-    """`<domain>/images/*.jpg` and `<domain>/labels/*.png`: bright sky over dark ground, a red thing, label 11 for nothing."""
+    """Write `<domain>/images/*.jpg` and `<domain>/labels/*.png`: bright sky over dark ground, a red thing; label 11 is ignored."""
     generator = np.random.default_rng(0)
     width, height = size
     for number, domain in enumerate(domains):

@@ -16,7 +16,7 @@ from PIL import Image
 import rein
 from dgss.folders import CLASSES, make_folder
 from rein.cli import main
-from rein.dgss.weights import make_backbone
+from rein.dgss.training.backbone import make_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what Lightning, TensorBoard and others warn of at such sizes
 
@@ -63,7 +63,7 @@ def write(path, config):
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    """A finished and judged run of Rein."""
+    """A finished and evaluated run of Rein."""
     folder = tmp_path_factory.mktemp("run")
     config = write(folder / "small.yaml", configuration(data, folder / "rein"))
     assert main(["fit", "--config", config]) == 0
@@ -89,13 +89,13 @@ def test_a_run_leaves_configuration_logs_pictures_and_small_checkpoints(run):
 
 def test_the_segmenter_of_a_run_loads_without_the_experiment(run):
     torch.manual_seed(0)
-    backbone = make_backbone("test_vit", False, 8)[0]
+    backbone = make_backbone("test_vit", False, 8)
     segmenter = rein.Segmenter.load(run / "segmenter.safetensors", backbone)
     state = weights(run / "checkpoints" / "last.ckpt")["state_dict"]
     assert torch.equal(segmenter.head.classifier.weight, state["segmenter.head.classifier.weight"])
 
 
-def test_judging_gives_every_domain_and_class_and_examples(run):
+def test_a_test_gives_every_domain_and_class_and_examples(run):
     content = json.loads((run / "test" / "results.json").read_text())
     (result,) = content["results"]
     assert list(result["miou"]) == ["dusk", "fog"]
@@ -111,10 +111,10 @@ def test_judging_gives_every_domain_and_class_and_examples(run):
     assert first
 
 
-def test_judging_counts_what_the_segmenter_predicts(run, data):
-    """The figures again, by hand: file, labels, confusion."""
+def test_a_test_counts_what_the_segmenter_predicts(run, data):
+    """The same figures, computed from the exported file."""
     torch.manual_seed(0)
-    segmenter = rein.Segmenter.load(run / "segmenter.safetensors", make_backbone("test_vit", False, 8)[0])
+    segmenter = rein.Segmenter.load(run / "segmenter.safetensors", make_backbone("test_vit", False, 8))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     hit, union = np.zeros(3), np.zeros(3)
     for image in sorted((data / "fog" / "images").iterdir()):
@@ -141,7 +141,7 @@ def test_predicting_a_folder_writes_classes_of_each_image(run, data, tmp_path, c
         assert np.array(picture).max() < 3
 
 
-def test_validating_judges_the_held_out_source_pairs(run, capsys):
+def test_validate_evaluates_the_held_out_source_pairs(run, capsys):
     assert main(["validate", "--config", str(run / "config.yaml")]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].split() == ["class", "source", "validation"]
@@ -157,7 +157,12 @@ def test_runs_are_compared_in_a_table_and_a_panel_for_each_domain(run, data, tmp
     assert main(["compare", str(other), str(run), "--out", str(tmp_path / "panels")]) == 0
     said = capsys.readouterr().out
     assert [line.split()[0] for line in said.splitlines()[2:4]] == ["freeze", "rein"]
-    assert {path.name for path in (tmp_path / "panels").iterdir()} == {"dusk.png", "fog.png", "table.txt"}
+    assert {path.name for path in (tmp_path / "panels").iterdir()} == {
+        *("dusk.png", "fog.png", "panel.png", "table.txt", "results.json")
+    }
+    both = json.loads((tmp_path / "panels" / "results.json").read_text())
+    assert [result["method"] for result in both["results"]] == ["freeze", "rein"]
+    assert both["sources"] == ["day"]
     with Image.open(tmp_path / "panels" / "dusk.png") as picture:
         red = (np.array(picture.convert("RGB")) == (220, 30, 30)).all(2)
     assert red.any()  # errors
@@ -167,17 +172,67 @@ def test_runs_are_compared_in_a_table_and_a_panel_for_each_domain(run, data, tmp
     stored["classes"] = ["a", "b", "c"]
     (changed / "test" / "results.json").write_text(json.dumps(stored))
     assert main(["compare", str(run), str(changed), "--out", str(tmp_path / "no")]) == 2
-    assert "must have judged the same" in capsys.readouterr().err
-    assert main(["test", "--config", config, "--data.judged_edge", "24"]) == 0
+    assert "comparable only on the same domains and classes" in capsys.readouterr().err
+    assert main(["test", "--config", config, "--data.eval_edge", "24"]) == 0
     capsys.readouterr()
     assert main(["compare", str(other), str(run), "--out", str(tmp_path / "no")]) == 2
-    assert "were not judged alike, judged_edge None and 24" in capsys.readouterr().err
+    assert "were evaluated differently: eval_edge None and 24" in capsys.readouterr().err
+
+
+def test_the_best_state_can_be_exported_and_evaluated(data, tmp_path):
+    config = configuration(data, tmp_path / "out")
+    config["state"] = "best"
+    config["trainer"] |= {"max_steps": 6, "val_check_interval": 1}
+    assert main(["fit", "--config", write(tmp_path / "c.yaml", config)]) == 0
+    best = weights(tmp_path / "out/checkpoints/best.ckpt")
+    segmenter = rein.Segmenter.load(tmp_path / "out/segmenter.safetensors", make_backbone("test_vit", False, 8))
+    assert torch.equal(segmenter.head.classifier.weight, best["state_dict"]["segmenter.head.classifier.weight"])
+    alone = rein.load(make_backbone("test_vit", False, 8), tmp_path / "out/adapter.safetensors").rein.state_dict()
+    assert all(torch.equal(tensor, best["state_dict"][f"segmenter.backbone.rein.{name}"]) for name, tensor in alone.items())
+    assert main(["test", "--config", str(tmp_path / "out/config.yaml")]) == 0
+    content = json.loads((tmp_path / "out/test/results.json").read_text())
+    assert (content["checkpoint"], content["results"][0]["step"]) == ("best", best["global_step"])
+    scores = [line.split(",") for line in (tmp_path / "out/logs/version_0/metrics.csv").read_text().splitlines()]
+    found = [float(row[scores[0].index("source_miou")]) for row in scores[1:] if row[scores[0].index("source_miou")]]
+    assert content["results"][0]["source_miou"] == pytest.approx(max(found), abs=1e-6)
+
+
+def test_training_learns_on_the_source(data, tmp_path):
+    config = configuration(data, tmp_path / "out")
+    config["trainer"] |= {"max_steps": 40, "val_check_interval": 40}
+    assert main(["fit", "--config", write(tmp_path / "c.yaml", config)]) == 0
+    assert weights(tmp_path / "out/checkpoints/last.ckpt")["rein"]["source_miou"] > 0.6
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_the_help_is_short_and_says_what_is_written(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) < 70
+    assert text.count("\n  --") <= 16
+    assert "--help-all" in text
+    if command != "validate":
+        assert "Writes" in text or "write test/results.json" in text
+    if command == "predict":
+        assert "--data.predict" in text
+        assert "predictions/<name>.png" in text
+
+
+def test_all_options_are_shown_on_demand(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--help-all"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "--trainer.accumulate_grad_batches" in text
+    assert "--model.adapter_factor" in text
 
 
 def test_a_run_is_not_overwritten(run, capsys):
     before = (run / "checkpoints" / "last.ckpt").read_bytes()
     assert main(["fit", "--config", str(run / "config.yaml")]) == 2
-    assert "holds a run already; add --ckpt_path last" in capsys.readouterr().err
+    assert "holds a run already. Resume it with --ckpt_path last" in capsys.readouterr().err
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
@@ -186,17 +241,17 @@ def test_a_run_is_not_overwritten(run, capsys):
     [
         ("--model.method=lor", "there are full, freeze, rein"),
         ("--model.backbone=vit_giant_of_nowhere", "timm has no model"),
-        ("--model.head=Linear", "there are DecoderHead"),
+        ("--model.head=Linear", "expected one of DecoderHead"),
         ("--data.root=/nowhere", None),
         ("--data.held_out=6", "were to be held out"),
-        ("--data.targets=[{dataset: cityscapes, path: .}]", "must have the same"),
+        ("--data.targets=[{dataset: cityscapes, path: .}]", "expected the same classes in all sources and targets"),
         ("--data.targets=[{dataset: gtaw}]", "there are gtav"),
         ("--model.lr=-1", "rates must be above 0"),
         ("--checkpoint_every=0", "must be at least 1"),
         ("--trainer.max_steps=-1", "it must be at least 1: the learning rate"),
     ],
 )
-def test_what_cannot_be_is_one_line_and_code_2(data, tmp_path, capsys, option, said):
+def test_a_bad_setting_is_one_line_and_code_2(data, tmp_path, capsys, option, said):
     config = write(tmp_path / "c.yaml", configuration(data, tmp_path / "out"))
     code = main(["fit", "--config", config, "--trainer.max_steps=1", option])
     if said is None:
@@ -224,17 +279,17 @@ def test_an_unknown_key_in_a_file_is_rejected(data, tmp_path, capsys):
     assert "cropp" in capsys.readouterr().err
 
 
-def test_judging_without_a_fit_says_so(data, tmp_path, capsys):
+def test_a_test_without_a_fit_says_so(data, tmp_path, capsys):
     config = write(tmp_path / "c.yaml", configuration(data, tmp_path / "none"))
     assert main(["test", "--config", config]) == 2
-    assert "last.ckpt does not exist; fit first" in capsys.readouterr().err
+    assert "last.ckpt does not exist. Run rein fit first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"model.method": "freeze", "model.method_settings": {}}, "checkpoint's method is 'rein'"),
-        ({"seed_everything": 7}, "frozen weights are not those"),
+        ({"seed_everything": 7}, "frozen weights differ from those"),
         ({"model.method_settings": {"num_tokens": 6, "rank": 2, "query_dim": None}}, "tensors are not those"),
     ],
 )
@@ -249,7 +304,7 @@ def test_a_checkpoint_of_something_else_is_refused(run, data, tmp_path, capsys, 
     assert said in capsys.readouterr().err
 
 
-def test_the_average_of_the_weights_is_what_is_judged_and_kept(data, tmp_path):
+def test_the_average_of_the_weights_is_evaluated_and_exported(data, tmp_path):
     config = configuration(data, tmp_path / "ema", ema=0.9)
     assert main(["fit", "--config", write(tmp_path / "c.yaml", config)]) == 0
     state = weights(tmp_path / "ema/checkpoints/last.ckpt")
@@ -257,7 +312,7 @@ def test_the_average_of_the_weights_is_what_is_judged_and_kept(data, tmp_path):
     key = "head.classifier.weight"
     assert not torch.equal(average[key], state["state_dict"][f"segmenter.{key}"])
     torch.manual_seed(0)
-    segmenter = rein.Segmenter.load(tmp_path / "ema/segmenter.safetensors", make_backbone("test_vit", False, 8)[0])
+    segmenter = rein.Segmenter.load(tmp_path / "ema/segmenter.safetensors", make_backbone("test_vit", False, 8))
     assert torch.equal(segmenter.head.classifier.weight, average[key])
 
 
@@ -270,26 +325,26 @@ def test_the_average_of_the_weights_is_what_is_judged_and_kept(data, tmp_path):
         (["--model.ema", "0.5"], "model.ema was None, is 0.5"),
     ],
 )
-def test_a_run_goes_on_as_it_began_or_not_at_all(run, capsys, options, said):
+def test_a_run_resumes_only_with_its_own_settings(run, capsys, options, said):
     before = (run / "config.yaml").read_text()
     assert main(["fit", "--config", str(run / "config.yaml"), "--ckpt_path", "last", *options]) == 2
     assert said in capsys.readouterr().err
     assert (run / "config.yaml").read_text() == before
 
 
-def test_what_is_no_whole_checkpoint_is_said(run, tmp_path, capsys):
+def test_an_incomplete_checkpoint_is_refused(run, tmp_path, capsys):
     config = str(run / "config.yaml")
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes((run / "checkpoints/last.ckpt").read_bytes()[:-100_000])
     for command in ("fit", "test"):
-        for path, said in ((broken, "is not a whole checkpoint"), (tmp_path / "none.ckpt", "does not exist")):
+        for path, said in ((broken, "is not a complete checkpoint"), (tmp_path / "none.ckpt", "does not exist")):
             assert main([command, "--config", config, "--ckpt_path", str(path)]) == 2
             assert said in capsys.readouterr().err
     assert main(["fit", "--config", config, "--ckpt_path", "best"]) == 2
-    assert "holds weights alone" in capsys.readouterr().err
+    assert "holds weights only" in capsys.readouterr().err
 
 
-def test_a_short_run_is_judged_at_its_end(data, tmp_path):
+def test_a_short_run_is_validated_at_its_end(data, tmp_path):
     config = configuration(data, tmp_path / "short")
     config["trainer"] |= {"max_steps": 2, "val_check_interval": 500}
     assert main(["fit", "--config", write(tmp_path / "c.yaml", config)]) == 0
@@ -316,13 +371,13 @@ def test_a_bad_image_is_found_before_anything_is_predicted(run, tmp_path, capsys
     arguments = ["predict", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "out")]
     arguments += ["--ckpt_path", str(run / "checkpoints/last.ckpt"), "--data.predict"]
     assert main([*arguments, str(tmp_path)]) == 2
-    assert "c.png is a picture of mode I;16" in capsys.readouterr().err
+    assert "c.png has mode I;16" in capsys.readouterr().err
     assert not (tmp_path / "out/predictions").exists()
     assert main([*arguments, str(tmp_path / "nowhere")]) == 2
     assert "nowhere does not exist" in capsys.readouterr().err
 
 
-def test_what_a_loading_process_says_is_one_line(tmp_path, capsys):
+def test_an_error_of_a_loading_process_is_one_line(tmp_path, capsys):
     data = make_folder(tmp_path / "data", count=4)
     Image.fromarray(np.full((32, 48), 7, np.uint8)).save(data / "day/labels/001.png")
     config = configuration(data, tmp_path / "out")
@@ -330,7 +385,7 @@ def test_what_a_loading_process_says_is_one_line(tmp_path, capsys):
     config["data"]["workers"] = 1
     assert main(["fit", "--config", write(tmp_path / "c.yaml", config)]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith(f"rein: {data / 'day/labels/001.png'} has labels [7]; wanted 0 to 2")
+    assert line.startswith(f"rein: {data / 'day/labels/001.png'} has label values [7]; expected 0 to 2")
 
 
 def test_a_source_among_the_targets_is_marked_and_not_in_the_mean(run, data, tmp_path, capsys):
@@ -359,7 +414,7 @@ def test_a_run_in_bfloat16_keeps_its_weights_in_float32(data, tmp_path):
 
 
 class TestKilled:
-    """SIGKILL anywhere, then the same command again: the same weights, bit for bit."""
+    """After SIGKILL at any moment, the same command gives the same weights, bit for bit."""
 
     @pytest.fixture(scope="class")
     def config(self, data):
@@ -384,7 +439,7 @@ class TestKilled:
             ("on_validation_batch_start", [7]),
         ],
     )
-    def test_a_killed_run_ends_as_if_nothing_had_been(self, config, whole, tmp_path, when, batches):
+    def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(self, config, whole, tmp_path, when, batches):
         killed = {**config, "out": str(tmp_path / "out")}
         resumed = ["fit", "--config", write(tmp_path / "c.yaml", killed), "--ckpt_path", "last"]
         for batch in batches:

@@ -1,7 +1,8 @@
-"""The contract of every method of tuning, asked of all; the published counts; and a witness of each peer's mathematics."""
+"""Tests that every method of tuning must pass, the published parameter counts, and a reference of each peer's equations."""
 
 import copy
 import pickle
+import re
 import sys
 from functools import cache
 
@@ -12,10 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import rein
-from models import STAGED, blocks_of, build, images
+from models import STAGED, build, get_blocks, images
 from rein import backbones, heads
 from rein.dgss import methods
-from rein.dgss.methods import METHODS, load_tuned, tuned_parameters, tuned_state
+from rein.dgss.methods import METHODS, find_unused_parameters, load_tuned, tuned_names, tuned_parameters, tuned_state
 from rein.errors import CheckpointError, InputError, MissingExtraError, UnsupportedBackboneError, WrapError
 
 SMALL = {name: {"num_tokens": 6, "query_dim": 8} for name in ("rein-link", "rein-share")}
@@ -24,7 +25,8 @@ SMALL |= {"rein-core": {"num_tokens": 6}, "lora": {"rank": 2}, "vpt": {"num_toke
 PEERS = ["lora", "vpt", "adaptformer"]
 ZERO_START = ["full", "freeze", "lora", "adaptformer"]
 every_name = pytest.mark.parametrize("method", METHODS)
-every_method = pytest.mark.parametrize("method", [method for method in METHODS if method != "rein-lowrank"])  # which is rein
+every_method = pytest.mark.parametrize("method", [method for method in METHODS if method != "rein-lowrank"])  # the same as rein
+every_rein = pytest.mark.parametrize("method", ["rein", "rein-core", "rein-link", "rein-share"])
 every_peer = pytest.mark.parametrize("method", PEERS)
 
 
@@ -39,7 +41,7 @@ def _applied(method, family, **settings):
 
 
 def perturbed(model):
-    """Make what is zero at the start visible."""
+    """Add noise to the tuned parameters, so that those that start at zero change the output."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in tuned_parameters(model).values():
@@ -48,7 +50,7 @@ def perturbed(model):
 
 
 def loss_of(model, x):
-    """A number that depends on every row of the last block's output, on what is pooled, and on queries where there are some."""
+    """A scalar that depends on every token of the last block, on the pooled output, and on the queries if there are any."""
     features = model.forward_features(x)
     loss = (
         model.forward_head(features).square().sum()
@@ -82,7 +84,7 @@ PUBLISHED = {
 
 
 @every_name
-def test_a_vit_large_trains_as_many_parameters_as_published(method):
+def test_a_vit_large_trains_the_published_number_of_parameters(method):
     with torch.device("meta"):
         model = timm.create_model("vit_large_patch16_224", num_classes=0)
         methods.apply(method, model)
@@ -100,7 +102,7 @@ def test_a_vit_large_trains_as_many_parameters_as_published(method):
         "samvit_large_patch16",
     ],
 )
-def test_the_peers_fit_the_backbones_of_the_paper(method, name):
+def test_the_peers_support_the_backbones_of_the_paper(method, name):
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0, depth=3)
         if method == "vpt" and name.startswith("samvit"):
@@ -113,32 +115,32 @@ def test_the_peers_fit_the_backbones_of_the_paper(method, name):
 
 @every_method
 @pytest.mark.parametrize("family", ["vit", "vit with registers", "eva02", "dinov3"])
-def test_a_method_changes_a_backbone_in_place_and_trains_its_own_parameters_alone(method, family):
+def test_a_method_changes_a_backbone_in_place_and_trains_only_its_parameters(method, family):
     bare = build(family)
     model, x = copy.deepcopy(bare), images()
-    found = list(model.parameters())  # held, so that no new parameter gets the number of one that is gone
-    own = {id(parameter) for parameter in found}
+    original = list(model.parameters())  # a reference, so that no new parameter gets the id of a deleted one
+    original_ids = {id(parameter) for parameter in original}
     assert methods.apply(method, model, **SMALL.get(method, {})) is model
     assert type(model) is type(bare)
     tuned = tuned_parameters(model)
     if method == "full":
         assert set(tuned) == {name for name, _ in bare.named_parameters()}
     else:
-        assert not own & {id(parameter) for parameter in tuned.values()}
+        assert not original_ids & {id(parameter) for parameter in tuned.values()}
         assert all(("lora_" if method == "lora" else method.partition("-")[0] + ".") in name for name in tuned)
         assert bool(tuned) == (method != "freeze")
     with torch.no_grad():
         maps, plain = (backbones.feature_maps(each, x, [1, 3]) for each in (model, bare))
-    for got, wanted in zip(maps, plain, strict=True):
-        assert torch.allclose(got, wanted, atol=1e-6) == (method in ZERO_START)
-        if method in ZERO_START and method != "lora":  # whose three products may sum in another order than one
-            assert torch.equal(got, wanted)
-    assert backbones.find_sites(model) == backbones.find_sites(bare)
+    for got, expected in zip(maps, plain, strict=True):
+        assert torch.allclose(got, expected, atol=1e-6) == (method in ZERO_START)
+        if method in ZERO_START and method != "lora":  # its three products may sum in another order than one
+            assert torch.equal(got, expected)
+    assert backbones.find_blocks(model) == backbones.find_blocks(bare)
 
 
 @every_method
 @pytest.mark.parametrize("family", ["vit with registers", "dinov3"])
-def test_training_moves_every_tuned_parameter_and_nothing_else(method, family):
+def test_training_changes_every_tuned_parameter_and_nothing_else(method, family):
     model = applied(method, family).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if method != "freeze":
@@ -152,7 +154,7 @@ def test_training_moves_every_tuned_parameter_and_nothing_else(method, family):
 
 @every_method
 @pytest.mark.parametrize("family", ["vit with drop path", "eva with dropout"])
-def test_what_is_frozen_is_deterministic_while_training(method, family):
+def test_the_frozen_modules_are_deterministic_in_training(method, family):
     model = build(family)
     modules = [module for module in model.modules() if module is not model]
     perturbed(methods.apply(method, model, **SMALL.get(method, {})))
@@ -166,7 +168,7 @@ def test_what_is_frozen_is_deterministic_while_training(method, family):
 
 
 @every_peer
-def test_a_methods_own_dropout_is_on_while_training_alone(method):
+def test_the_dropout_of_a_method_is_active_only_in_training(method):
     model, x = perturbed(applied(method, dropout=0.5)), images()
     with torch.no_grad():
         assert torch.equal(model(x), model(x))
@@ -176,7 +178,7 @@ def test_a_methods_own_dropout_is_on_while_training_alone(method):
         assert torch.equal(model(x), model(x))
 
 
-def test_batch_norm_of_a_frozen_backbone_is_left_alone_and_that_of_a_full_one_is_in_its_state():
+def test_batch_norm_statistics_stay_fixed_with_freeze_and_are_in_the_tuned_state_with_full():
     frozen, full = (methods.apply(method, STAGED["ResNet"]()).train() for method in ("freeze", "full"))
     assert tuned_state(frozen) == {}
     before = copy.deepcopy(frozen.state_dict())
@@ -189,14 +191,50 @@ def test_batch_norm_of_a_frozen_backbone_is_left_alone_and_that_of_a_full_one_is
 def test_statistics_of_a_batch_norm_that_trains_are_in_the_state_of_a_partly_frozen_backbone():
     model = STAGED["ResNet"]().requires_grad_(False)
     model.layer4.requires_grad_(True)
-    assert set(tuned_state(model)) == {name for name in model.state_dict() if name.startswith("layer4.")}
+    assert tuned_names(model) == [name for name in model.state_dict() if name.startswith("layer4.")]
+    assert list(tuned_state(model)) == tuned_names(model)
+
+
+class _Statistics(nn.Module):
+    """A backbone with buffers in a module without parameters, in a module with parameters, and in the root."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False)).requires_grad_(False)
+        self.trained = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False))
+        self.norm = nn.BatchNorm1d(2, affine=False)
+        self.register_buffer("steps", torch.zeros(()))
+
+
+def test_buffers_of_a_module_without_parameters_are_tuned_if_the_module_that_contains_it_trains():
+    model = _Statistics()
+    assert tuned_names(model) == [name for name in model.state_dict() if name.startswith("trained.")]
+    assert len(tuned_names(model)) == 2 + 3
+    assert tuned_names(model.requires_grad_(False)) == []
+    assert tuned_names(model.requires_grad_(True)) == list(model.state_dict())
+
+
+def test_parameters_and_buffers_of_a_shared_module_are_tuned_under_each_of_its_names():
+    model = nn.ModuleDict({"frozen": nn.Linear(2, 2).requires_grad_(False), "norm": nn.BatchNorm1d(2)})
+    model["again"] = model["norm"]
+    assert tuned_names(model) == [name for name in model.state_dict() if not name.startswith("frozen.")]
+
+
+@pytest.mark.parametrize(("family", "unused"), [("vit", ["norm.weight", "norm.bias"]), ("beit", [])])
+def test_parameters_after_the_feature_maps_are_unused(family, unused):
+    model = build(family)
+    assert [name for name in find_unused_parameters(model, [1, 3]) if not name.startswith("fc_norm.")] == unused
+    assert all(parameter.grad is None and not parameter.is_meta for parameter in model.parameters())
+    assert {name for name in find_unused_parameters(model, [1]) if name.startswith("blocks.")} == {
+        name for name, _ in model.named_parameters() if name.startswith(("blocks.2.", "blocks.3."))
+    }
 
 
 @every_method
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
 )
-def test_a_copy_is_independent(method, duplicate):
+def test_a_copy_of_a_tuned_backbone_is_independent(method, duplicate):
     model, x = perturbed(applied(method)), images()
     with torch.no_grad():
         before = model(x)
@@ -206,8 +244,8 @@ def test_a_copy_is_independent(method, duplicate):
         assert torch.equal(model(x), before)
         assert torch.equal(twin(x), before) == (method == "freeze")
     twin.train()
-    assert not blocks_of(model)[0].attn.training
-    assert method == "full" or not blocks_of(twin)[0].attn.training
+    assert not get_blocks(model)[0].attn.training
+    assert method == "full" or not get_blocks(twin)[0].attn.training
 
 
 @pytest.mark.parametrize("method", ["full", "rein", "rein-core", *PEERS])
@@ -226,7 +264,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(method, family):
 
 
 @every_method
-def test_a_tuned_state_restores_what_was_trained(method):
+def test_a_tuned_state_restores_a_trained_backbone(method):
     model, other, x = perturbed(applied(method)), applied(method), images()
     state = {name: tensor.clone() for name, tensor in tuned_state(model).items()}
     load_tuned(other, state)
@@ -237,17 +275,17 @@ def test_a_tuned_state_restores_what_was_trained(method):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("changes", "message"),
     [
         ({"adaptformer.0.up.bias": None}, "VisionTransformer: missing: adaptformer.0.up.bias. Apply"),
         ({"strange": torch.zeros(1)}, "VisionTransformer: unexpected: strange. Apply"),
-        ({"adaptformer.1.up.bias": torch.zeros(3)}, r"wrong shape: adaptformer.1.up.bias is \(3,\), wanted \(32,\). Apply"),
+        ({"adaptformer.1.up.bias": torch.zeros(3)}, r"wrong shape: adaptformer.1.up.bias is \(3,\), expected \(32,\). Apply"),
         ({"adaptformer.0.up.bias": None, "strange": torch.zeros(1)}, "missing: adaptformer.0.up.bias; unexpected: strange"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused_whole(spoil, message):
+def test_a_state_that_does_not_match_is_rejected_and_changes_nothing(changes, message):
     model = applied("adaptformer")
-    state = {name: tensor + 1 for name, tensor in tuned_state(model).items()} | spoil
+    state = {name: tensor + 1 for name, tensor in tuned_state(model).items()} | changes
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(CheckpointError, match=message):
         load_tuned(model, {name: tensor for name, tensor in state.items() if tensor is not None})
@@ -260,8 +298,8 @@ def test_every_method_trains_and_predicts_through_a_segmenter(method):
     segmenter = rein.Segmenter(backbone, heads.LinearHead([32], 3)).train()
     groups = rein.param_groups(segmenter)
     in_groups = {id(parameter) for group in groups for parameter in group["params"]}
-    wanted = [*tuned_parameters(backbone).values(), *segmenter.head.parameters()]
-    assert in_groups == {id(parameter) for parameter in wanted}
+    expected = [*tuned_parameters(backbone).values(), *segmenter.head.parameters()]
+    assert in_groups == {id(parameter) for parameter in expected}
     labels = torch.zeros(2, 40, 32, dtype=torch.long)
     optimizer = torch.optim.AdamW(groups)
     losses = []
@@ -272,11 +310,11 @@ def test_every_method_trains_and_predicts_through_a_segmenter(method):
         optimizer.step()
     assert losses[-1] < losses[0]
     assert segmenter.predict(images(1, 48, 40), window=32).shape == (1, 3, 48, 40)
-    assert method == "full" or not blocks_of(backbone)[0].training
+    assert method == "full" or not get_blocks(backbone)[0].training
 
 
 @every_peer
-def test_images_of_other_sizes_and_batches_are_taken(method):
+def test_the_peers_accept_other_image_and_batch_sizes(method):
     model = perturbed(applied(method, "dinov3"))
     with torch.no_grad():
         both, first = model.forward_features(images(3, 48, 64)), model.forward_features(images(3, 48, 64)[:1])
@@ -285,7 +323,7 @@ def test_images_of_other_sizes_and_batches_are_taken(method):
 
 
 @every_peer
-def test_what_trains_is_float32_beside_a_half_precision_backbone(method):
+def test_tuned_parameters_are_float32_in_a_half_precision_backbone(method):
     model = methods.apply(method, build("dinov3").bfloat16(), **SMALL[method])
     assert {parameter.dtype for parameter in tuned_parameters(model).values()} == {torch.float32}
     features = perturbed(model).train().forward_features(images().bfloat16())
@@ -294,11 +332,11 @@ def test_what_trains_is_float32_beside_a_half_precision_backbone(method):
     assert all(parameter.grad is not None for parameter in tuned_parameters(model).values())
 
 
-# mathematics
+# equations of the papers
 
 
 @pytest.mark.parametrize("family", ["vit", "eva02", "dinov3", "beit", "sam", "vit with parallel blocks"])
-def test_lora_adds_alpha_over_r_times_b_a_to_q_and_v_and_leaves_k(family):
+def test_lora_adds_alpha_over_r_times_b_a_to_q_and_v_and_not_to_k(family):
     bare = build(family)
     with torch.no_grad():
         for name, parameter in bare.named_parameters():
@@ -312,10 +350,10 @@ def test_lora_adds_alpha_over_r_times_b_a_to_q_and_v_and_leaves_k(family):
         if not hasattr(layer, "lora_A"):
             continue
         delta = 6 / 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-        where, _, part = path.rpartition(".")
+        parent, _, part = path.rpartition(".")
         with torch.no_grad():
-            if part in ("q", "v"):  # a third of `qkv`
-                weight = by_hand.get_submodule(where).weight
+            if part in ("q", "v"):  # in the backbone, a third of `qkv`
+                weight = by_hand.get_submodule(parent).weight
                 third = slice(0, len(weight) // 3) if part == "q" else slice(len(weight) // 3 * 2, None)
                 weight[third] += delta
             else:
@@ -324,12 +362,12 @@ def test_lora_adds_alpha_over_r_times_b_a_to_q_and_v_and_leaves_k(family):
         updated += 1
     assert updated == 2 * sum(hasattr(module, "proj_drop") for module in bare.modules())
     with torch.no_grad():
-        # summed in another order
+        # the sums have another order
         torch.testing.assert_close(model.forward_features(x), by_hand.forward_features(x), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(model.forward_features(x), bare.forward_features(x), atol=1e-2)
 
 
-def test_lora_tunes_the_targets_that_are_asked_for():
+def test_lora_tunes_only_the_given_targets():
     model = applied("lora", targets=("k",))
     names = set(tuned_parameters(model))
     assert len(names) == 8
@@ -337,33 +375,32 @@ def test_lora_tunes_the_targets_that_are_asked_for():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dora_is_lora_whose_updated_rows_have_lengths_of_their_own(dtype):
+def test_dora_is_lora_with_learnable_norms_of_the_updated_rows(dtype):
     bare, x = build("dinov3").to(dtype), images().to(dtype)
     model = methods.apply("lora", copy.deepcopy(bare), rank=2, alpha=6, dora=True)
-    with torch.no_grad():  # at the start the lengths are those of the frozen rows, to rounding
+    with torch.no_grad():  # initially the norms are those of the frozen rows, up to rounding
         torch.testing.assert_close(model(x), bare(x), rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
     tuned, by_hand = tuned_parameters(perturbed(model)), copy.deepcopy(bare)
     assert {parameter.dtype for parameter in tuned.values()} == {torch.float32}
-    assert sum(parameter.numel() for parameter in tuned.values()) == 4 * 2 * (
-        2 * 2 * 32 + 32
-    )  # blocks, q and v, A and B, lengths
+    count = 4 * 2 * (2 * 2 * 32 + 32)  # blocks, q and v, A and B, norms
+    assert sum(parameter.numel() for parameter in tuned.values()) == count
     with torch.no_grad():
         for path, layer in model.named_modules():
             if hasattr(layer, "lora_A"):
-                where, _, part = path.rpartition(".")
-                weight = by_hand.get_submodule(where).weight
+                parent, _, part = path.rpartition(".")
+                weight = by_hand.get_submodule(parent).weight
                 third = slice(0, len(weight) // 3) if part == "q" else slice(len(weight) // 3 * 2, None)
                 rows = weight[third] + 6 / 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
                 weight[third] = layer.lora_magnitude_vector["default"].weight[:, None] * F.normalize(rows, dim=1)
-        got, wanted = model.forward_features(x).float(), by_hand.forward_features(x).float()
-        # summed in another order
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.1)
+        got, expected = model.forward_features(x).float(), by_hand.forward_features(x).float()
+        # the sums have another order
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.1)
     model.train().forward_features(x).float().square().sum().backward()
     assert all(parameter.grad.any() for parameter in tuned.values())
 
 
 @pytest.mark.parametrize("family", ["vit", "vit with registers", "eva02", "dinov3"])
-def test_vpt_is_the_loop_that_puts_prompts_before_the_patches_and_drops_what_comes_out_there(family):
+def test_vpt_inserts_prompts_before_the_patches_and_drops_their_outputs_in_every_block(family):
     bare = build(family).eval()
     model, x, count, prefix = methods.apply("vpt", copy.deepcopy(bare), num_tokens=5), images(), 5, bare.num_prefix_tokens
     nn.init.normal_(model.vpt.prompts)
@@ -376,7 +413,7 @@ def test_vpt_is_the_loop_that_puts_prompts_before_the_patches_and_drops_what_com
             tokens = bare.norm_pre(bare.patch_drop(bare._pos_embed(tokens)))
         for block, prompts in zip(bare.blocks, model.vpt.prompts, strict=True):
             if rope:
-                block.attn.num_prefix_tokens = prefix + count  # which are not rotated
+                block.attn.num_prefix_tokens = prefix + count  # prefix tokens are not rotated
             tokens = torch.cat((tokens[:, :prefix], prompts.expand(len(x), -1, -1), tokens[:, prefix:]), 1)
             tokens = block(tokens, **rope)
             tokens = torch.cat((tokens[:, :prefix], tokens[:, prefix + count :]), 1)
@@ -415,7 +452,7 @@ def _cait(block, x, rope):
 @pytest.mark.parametrize(
     ("family", "forward"), [("vit with registers", _vit), ("eva02", _eva), ("dinov3", _eva), ("cait", _cait)]
 )
-def test_adaptformer_is_the_block_with_a_bottleneck_that_its_layer_scale_does_not_touch(family, forward):
+def test_adaptformer_adds_a_bottleneck_that_layer_scale_does_not_scale(family, forward):
     bare = build(family, **({"init_values": 0.01} if family in ("vit with registers", "dinov3") else {}))
     model = perturbed(methods.apply("adaptformer", copy.deepcopy(bare), bottleneck=4, scale=0.3))
     x, rope = torch.randn(2, 21 if family == "dinov3" else 17, 32), None
@@ -425,64 +462,119 @@ def test_adaptformer_is_the_block_with_a_bottleneck_that_its_layer_scale_does_no
         for block, adapted, branch in zip(bare.blocks, model.blocks, model.adaptformer, strict=True):
             plain, normed = forward(block, x, rope)
             hidden = F.relu(normed @ branch.down.weight.T + branch.down.bias)
-            wanted = plain + 0.3 * (hidden @ branch.up.weight.T + branch.up.bias)
+            expected = plain + 0.3 * (hidden @ branch.up.weight.T + branch.up.bias)
             got = adapted(x) if rope is None else adapted(x, rope=rope)
-            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
-            assert not torch.allclose(wanted, plain, atol=1e-2)
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+            assert not torch.allclose(expected, plain, atol=1e-2)
 
 
-# refusals
+# Rein in some of the blocks
 
 
-def test_unknown_names_and_settings_say_what_there_is():
-    with pytest.raises(InputError, match="no method is named 'prompt'; there are full, freeze, rein, .*adaptformer"):
+@every_rein
+@pytest.mark.parametrize("blocks", [[1, 2], (3,), range(4)], ids=str)
+def test_rein_adapts_only_the_given_blocks(method, blocks):
+    bare, x = build("vit with registers"), images()
+    model = perturbed(methods.apply(method, copy.deepcopy(bare), **SMALL[method], blocks=blocks))
+    adapted = [index for index, block in enumerate(get_blocks(model)) if block._forward_hooks]
+    assert adapted == list(blocks)
+    with torch.no_grad():
+        maps, plain = (backbones.feature_maps(each, x, range(4)) for each in (model, bare))
+    equal = [torch.equal(got, expected) for got, expected in zip(maps, plain, strict=True)]
+    assert equal == [index < blocks[0] for index in range(4)]
+
+
+def test_rein_with_the_indices_of_all_blocks_in_any_order_is_rein_without_the_setting():
+    bare = build("vit with registers")
+    models = []
+    for setting in ({}, {"blocks": [2, 0, 3, 1]}):
+        torch.manual_seed(3)
+        models.append(perturbed(methods.apply("rein", copy.deepcopy(bare), **SMALL["rein"], **setting)))
+    default, model = models
+    assert model.rein_injection.blocks == default.rein_injection.blocks
+    with torch.no_grad():
+        assert torch.equal(model(images()), default(images()))
+
+
+def test_rein_in_some_blocks_of_a_staged_backbone_saves_and_restores_its_state():
+    model, other = (methods.apply("rein", STAGED["ConvNeXt"](), **SMALL["rein"], blocks=[0, 5]) for _ in range(2))
+    assert {name.partition(".")[0] for name in tuned_state(model)} == {"rein"}
+    other.load_state_dict(model.state_dict())  # the same frozen weights
+    load_tuned(other, tuned_state(perturbed(model)))
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(other(x), model(x))
+
+
+def test_only_the_rein_methods_have_the_setting_blocks():
+    assert {name for name, method in METHODS.items() if "blocks" in method.settings} == {n for n in METHODS if "rein" in n}
+    assert METHODS["rein"].settings["blocks"] is None
+
+
+@pytest.mark.parametrize("blocks", [[], [4], [-1], [0, 0], [True], [1.0], "01", 2, {0: 1}], ids=str)
+def test_invalid_block_indices_are_rejected_and_change_nothing(blocks):
+    model = build("vit")
+    message = f"blocks is {blocks!r}; expected distinct block indices from 0 to 3, since VisionTransformer has 4 blocks."
+    with pytest.raises(InputError, match=re.escape(message)):
+        methods.apply("rein", model, blocks=blocks)
+    assert not hasattr(model, "rein")
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+# errors
+
+
+def test_errors_for_unknown_names_and_settings_list_the_valid_ones():
+    with pytest.raises(InputError, match="method is 'prompt'; expected one of full, freeze, rein, .*adaptformer. Correct"):
         methods.apply("prompt", build("vit"))
-    with pytest.raises(InputError, match=r"vpt has no settings \['tokens'\]; there are: num_tokens=150, dropout=0.0"):
+    with pytest.raises(
+        InputError, match=r"vpt has no settings \['tokens'\]; expected some of: num_tokens=150, dropout=0.0. Remove"
+    ):
         methods.apply("vpt", build("vit"), tokens=3)
-    with pytest.raises(InputError, match=r"full has no settings \['rank'\]; there are: none"):
+    with pytest.raises(InputError, match=r"full has no settings \['rank'\]; expected none. Remove"):
         methods.apply("full", build("vit"), rank=3)
-    with pytest.raises(InputError, match=r"rein has no settings \['m'\]; there are: num_tokens=100, rank=16"):
+    with pytest.raises(InputError, match=r"rein has no settings \['m'\]; expected some of: num_tokens=100, rank=16"):
         methods.apply("rein", build("vit"), m=3)
-    with pytest.raises(InputError, match=r"torch.nn.Module; got str"):
+    with pytest.raises(InputError, match="backbone is a str; expected a torch.nn.Module"):
         methods.apply("full", "vit")
 
 
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
-        ("lora", {"rank": 0}, "lora: rank is 0; it must be a whole number"),
+        ("lora", {"rank": 0}, "lora: rank is 0; expected a whole number of at least 1. Change it"),
         ("lora", {"alpha": -1}, "alpha is -1"),
         ("lora", {"targets": "qv"}, "targets is 'qv'"),
         ("lora", {"targets": ["o"]}, "one or more of q, k, v"),
-        ("lora", {"dora": 1}, "lora: dora is 1; it must be true or false"),
+        ("lora", {"dora": 1}, "lora: dora is 1; expected true or false"),
         ("vpt", {"num_tokens": 1.5}, "num_tokens is 1.5"),
-        ("vpt", {"dropout": 1}, "from 0 to under 1"),
+        ("vpt", {"dropout": 1}, "dropout is 1; expected a number of at least 0 and below 1. Change it"),
         ("adaptformer", {"bottleneck": True}, "bottleneck is True"),
         ("adaptformer", {"scale": "big"}, "scale is 'big'"),
         ("rein", {"rank": 0}, "ReinConfig.rank is 0"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(method, settings, message):
+def test_invalid_settings_are_rejected(method, settings, message):
     with pytest.raises(InputError, match=message):
         methods.apply(method, build("vit"), **settings)
 
 
-REFUSED = [
+UNSUPPORTED = [
     ("vpt", "sam", "global attention over tokens"),
     ("vpt", "SwinTransformer", "global attention over tokens"),
-    ("vpt", "beit with shared position bias", "it is given shared_rel_pos_bias"),
-    ("vpt", "relative positions", "does not take more tokens"),
+    ("vpt", "beit with shared position bias", "receives shared_rel_pos_bias"),
+    ("vpt", "relative positions", "does not accept extra tokens"),
     ("vpt", "tnt", "several tensors"),
     ("adaptformer", "vit with parallel blocks", "has no norm2 and no mlp"),
-    ("adaptformer", "xcit", "has gamma1, gamma3, gamma2 beside"),
-    ("adaptformer", "SwinTransformerV2", "does not give its mlp what its norm2 gives"),
-    ("lora", "MlpMixer", "block 'blocks.0' of MlpMixer has none"),
-    ("lora", "GlobalContextVit", "they are no three equal parts"),
+    ("adaptformer", "xcit", "has gamma1, gamma3, gamma2, which may scale"),
+    ("adaptformer", "SwinTransformerV2", "the input of mlp is not the output of norm2"),
+    ("lora", "MlpMixer", "block 'blocks.0' of MlpMixer has no attention projection"),
+    ("lora", "GlobalContextVit", "are not three equal parts"),
 ]
 
 
-@pytest.mark.parametrize(("method", "family", "message"), REFUSED)
-def test_a_backbone_that_a_method_does_not_fit_is_refused_and_left_as_it_was(method, family, message):
+@pytest.mark.parametrize(("method", "family", "message"), UNSUPPORTED)
+def test_an_unsupported_backbone_is_rejected_and_unchanged(method, family, message):
     model = STAGED[family]() if family in STAGED else build(family).train()
     keys, kinds = list(model.state_dict()), [type(module) for module in model.modules()]
     with pytest.raises(UnsupportedBackboneError, match=message):
@@ -495,19 +587,19 @@ def test_a_backbone_that_a_method_does_not_fit_is_refused_and_left_as_it_was(met
 
 
 @pytest.mark.parametrize("first", ["freeze", "rein", *PEERS])
-def test_a_backbone_has_one_method(first):
+def test_a_backbone_cannot_get_a_second_method(first):
     model = applied(first)
-    with pytest.raises(WrapError, match="has a method already; apply vpt to a bare backbone"):
+    with pytest.raises(WrapError, match="already has a method; expected a bare backbone. Apply vpt to a new one"):
         methods.apply("vpt", model)
 
 
-def test_lora_without_peft_says_what_to_install(monkeypatch):
+def test_lora_without_peft_names_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtraError, match=r"needs peft, .* pip install 'rein-adapter\[peers\]'"):
         methods.apply("lora", build("vit"))
 
 
-def test_the_learning_rate_of_the_backbone_is_a_tenth_where_all_of_it_trains():
-    assert {name for name, row in METHODS.items() if row.backbone_factor != 1} == {"full"}
+def test_full_fine_tuning_has_a_tenth_of_the_learning_rate():
+    assert {name for name, entry in METHODS.items() if entry.backbone_factor != 1} == {"full"}
     assert METHODS["full"].backbone_factor == 0.1
-    assert all("arXiv" in row.source and row.name == name for name, row in METHODS.items())
+    assert all("arXiv" in entry.source and entry.name == name for name, entry in METHODS.items())

@@ -1,6 +1,6 @@
-"""Made-up trees in the layouts and encodings of every data set that can be opened by name.
+"""Synthetic data sets on disk, in the layout and encoding of every data set that can be opened by name.
 
-`make(name, path)` writes one; what it drew can be compared with what is read.
+`make(name, path)` writes one and returns the class indices that the files encode.
 """
 
 import json
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from rein.dgss.classes import CITYSCAPES_PALETTE
+from rein.dgss.labels import CITYSCAPES_PALETTE
 
 NAMES = (
     "gtav",
@@ -30,7 +30,7 @@ NAMES = (
     "folder",
     "scenes",
 )
-# train id -> number on disk
+# train id -> value on disk
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 SYNTHIA = (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)
 MAPILLARY_V1 = (13, 2, 17, 6, 3, 45, 48, 50, 30, 29, 27, 19, 20, 55, 61, 54, 58, 57, 52)
@@ -57,19 +57,19 @@ IDD_NAMES = [
     "motorcycle",
     "bicycle",
 ]
-NOTHING = 255
+IGNORED = 255
 
 
 @dataclass
 class Tree:
-    """What was made.
+    """A data set that `make` wrote.
 
     Attributes:
-        path: the data set's folder.
-        options: what to open it with.
-        labels: the class numbers that were drawn, 255 for nothing, in the order in which the images are read.
-        images: the images, in that order.
-        label_files: and their labels.
+        path: folder of the data set.
+        options: options for `open_dataset`.
+        labels: class indices of each label, (H, W), 255 is ignored; in the order of the opened data set.
+        images: path of each image, in the same order.
+        label_files: path of each label file, in the same order.
     """
 
     path: Path
@@ -80,10 +80,10 @@ class Tree:
 
 
 def make(name, path, split="train", count=3, size=(64, 128), **choices):
-    """Write a tree of `count` pairs of `size` (height, width) below `path`; splits can be made one after another.
+    """Write `count` pairs of `size` (height, width) in pixels below `path`. Several splits can be written to one folder.
 
-    What there is to choose: `labels="trainIds"` for cityscapes, acdc and idd (which has `polygons` too), `old=True` for bdd100k,
-    `version` and `config` for mapillary, `conditions` for acdc.
+    Choices: `labels="trainIds"` for cityscapes, acdc and idd, `labels="polygons"` for idd, `old=True` for bdd100k, `version` and
+    `config` for mapillary, `conditions` for acdc.
     """
     tree = Tree(Path(path))
     tree.path.mkdir(parents=True, exist_ok=True)
@@ -110,25 +110,25 @@ def make(name, path, split="train", count=3, size=(64, 128), **choices):
 
 
 def draw(size, classes, seed=0):
-    """Stripes of every class from left to right, shifted by the seed, and a row of nothing above."""
+    """A label with a vertical stripe of each class, shifted by the seed, below ignored rows."""
     columns = (np.arange(size[1]) * classes // size[1] + seed) % classes
     label = np.repeat(columns[None], size[0], axis=0).astype(np.uint8)
-    label[: max(1, size[0] // 16)] = NOTHING
+    label[: max(1, size[0] // 16)] = IGNORED
     return label
 
 
 def paint(label, seed=0):
-    """An image in the classes' colours with some noise: a model can learn it."""
+    """An image in the colours of the classes with noise, which a model can learn to segment."""
     colours = np.zeros((256, 3))
     colours[: len(CITYSCAPES_PALETTE)] = CITYSCAPES_PALETTE
     noise = np.random.default_rng(seed).normal(0, 8, (*label.shape, 3))
     return np.clip(colours[label] + noise, 0, 255).astype(np.uint8)
 
 
-def encode(label, numbers, nothing):
-    """Class numbers -> numbers on disk."""
-    table = np.full(256, nothing, np.uint16)
-    table[: len(numbers)] = numbers
+def encode(label, values, ignored):
+    """Class indices -> values on disk."""
+    table = np.full(256, ignored, np.uint16)
+    table[: len(values)] = values
     return table[label]
 
 
@@ -146,8 +146,8 @@ def write_16_bit_rgb(path, pixels):
 
 
 def _save(tree, image_path, image, label_path, numbers, mode="L"):
-    for place in (image_path, label_path):
-        (tree.path / place).parent.mkdir(parents=True, exist_ok=True)
+    for path in (image_path, label_path):
+        (tree.path / path).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(tree.path / image_path, quality=95)
     if mode == "16 bit":
         pixels = np.zeros((*numbers.shape, 3), np.uint16)
@@ -197,16 +197,16 @@ def _bdd100k(tree, split, number, image, label, choices):
 def _mapillary(tree, split, number, image, label, choices):
     folder = {"train": "training", "val": "validation", "test": "testing"}[split]
     version = choices.get("version", "v1.2")
-    place = f"{version}/labels" if version != "v1.1" else "labels"
-    numbers, nothing = (MAPILLARY_V2, 123) if version == "v2.0" else (MAPILLARY_V1, 65)
+    labels = f"{version}/labels" if version != "v1.1" else "labels"
+    numbers, ignored = (MAPILLARY_V2, 123) if version == "v2.0" else (MAPILLARY_V1, 65)
     if choices.get("config"):
         names = ["void--unlabeled", "nature--sky", "human--person--individual", "marking--discrete--crosswalk-zebra"]
         (tree.path / f"config_{version}.json").write_text(json.dumps({"labels": [{"name": name} for name in names]}))
         label[...] = np.where(np.arange(label.shape[1]) % 2, 10, 11)
-        label[:2] = NOTHING
-        numbers, nothing = [0] * 10 + [1, 2], 3
+        label[:2] = IGNORED
+        numbers, ignored = [0] * 10 + [1, 2], 3
     name = f"{number:04}_abc-{number}"
-    _save(tree, f"{folder}/images/{name}.jpg", image, f"{folder}/{place}/{name}.png", encode(label, numbers, nothing), "P")
+    _save(tree, f"{folder}/images/{name}.jpg", image, f"{folder}/{labels}/{name}.png", encode(label, numbers, ignored), "P")
 
 
 def _acdc(tree, split, number, image, label, choices):
@@ -231,16 +231,16 @@ def _idd(tree, split, number, image, label, choices):
 
 
 def polygons_of(label):
-    """Upright stripes as IDD's polygons."""
+    """The stripes of `draw` as IDD's polygons."""
     height, width = label.shape
-    top = int((label[:, 0] == NOTHING).sum())
+    top = int((label[:, 0] == IGNORED).sum())
     starts = [0, *(np.flatnonzero(np.diff(label[-1].astype(int))) + 1).tolist(), width]
-    things = []
+    objects = []
     for left, right in pairwise(starts):
         corners = [[left, top], [right - 1, top], [right - 1, height - 1], [left, height - 1]]
         name = IDD_NAMES[label[-1, left]]
-        things.append({"label": "cargroup" if name == "car" else name, "polygon": corners, "deleted": 0})
-    return {"imgHeight": height, "imgWidth": width, "objects": things}
+        objects.append({"label": "cargroup" if name == "car" else name, "polygon": corners, "deleted": 0})
+    return {"imgHeight": height, "imgWidth": width, "objects": objects}
 
 
 def _camvid(tree, split, number, image, label, choices):

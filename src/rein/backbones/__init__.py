@@ -1,22 +1,22 @@
-"""What is true of a given backbone: its blocks, their widths, layouts and prefix rows, the images it takes, its maps.
+"""Facts about a backbone: its blocks, their widths, layouts and prefix tokens, the images it accepts and its feature maps.
 
-The one place that knows timm facts. What differs between families is a row in `families`; everything that can be measured is
-measured, in `sites`, on meta tensors, without touching weights, modes, memory or the random state.
+Only this package knows details of timm. `families` lists what differs between model classes and cannot be measured. `blocks` measures
+the rest.
 """
 
+from rein.backbones.blocks import BlockInfo, find_blocks, get_tokens, replace_tokens
 from rein.backbones.images import InputSpec, architecture, feature_maps, input_spec, map_channels, normalization, patch_size
-from rein.backbones.sites import Site, find_sites, tokens_of, with_tokens
 
 __all__ = [
+    "BlockInfo",
     "InputSpec",
-    "Site",
     "architecture",
     "feature_maps",
-    "find_sites",
+    "find_blocks",
+    "get_tokens",
     "input_spec",
     "map_channels",
     "normalization",
     "patch_size",
-    "tokens_of",
-    "with_tokens",
+    "replace_tokens",
 ]

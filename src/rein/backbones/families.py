@@ -1,4 +1,7 @@
-"""The families of timm: which classes are known, and what differs between them. A new family is a new name in a row."""
+"""The model classes of timm that rein knows, and what differs between them.
+
+To support a new class, add its name to a family in the table below, or add a family.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +17,30 @@ from rein.errors import UnsupportedBackboneError
 
 @dataclass(frozen=True)
 class Family:
-    """What cannot be measured about a class of timm models.
+    """Facts about a class of timm models that cannot be measured.
 
     Attributes:
-        blocks: where the blocks are: a path in which N stands for a number.
-        columnar: every block gives the same tokens: one width, one grid.
-        items: where in a block's output the tokens are, for blocks that return several tensors.
-        any_size: the class takes images of any size although it says otherwise.
+        blocks: module names of the blocks, with N for each number.
+        isotropic: all blocks have the same width and the same grid.
+        items: indices of the token tensors in a block's output, for blocks that return several tensors.
+        any_size: the class takes images of any size, although its `img_size` says otherwise.
     """
 
     blocks: str
-    columnar: bool = False
+    isotropic: bool = False
     items: tuple[int, ...] | None = None
     any_size: bool = False
 
 
-# VisionTransformer is CLIP, SigLIP, DINOv2, AIMv2, TIPS, hybrids, ViTamin, distilled DeiT and more; Eva is EVA02, DINOv3, Perception
-# Encoder and RoPE-ViT; ResNet is SE-ResNet, ResNeXt, ResNeSt, SKNet and Res2Net
-_CLASSES = {
-    Family("blocks.N", columnar=True): """
+# VisionTransformer covers CLIP, SigLIP, DINOv2, AIMv2, TIPS, hybrids, ViTamin, distilled DeiT and more; Eva covers EVA02, DINOv3,
+# Perception Encoder and RoPE-ViT; ResNet covers SE-ResNet, ResNeXt, ResNeSt, SKNet and Res2Net.
+_CLASSES_OF_FAMILY = {
+    Family("blocks.N", isotropic=True): """
         VisionTransformer Eva Beit VisionTransformerRelPos VisionTransformerSAM NaFlexVit Cait ConVit MlpMixer ConvMixer
         Qwen3VitEncoder DeepseekVitEncoder Gemma4VitEncoder""",
-    Family("encoder.blocks.N", columnar=True): "Qwen3VitClassifier DeepseekVitClassifier Gemma4VitClassifier",
-    Family("blocks.N", columnar=True, any_size=True): "Xcit",
-    Family("blocks.N", columnar=True, items=(1,)): "TNT",  # (pixel tokens, patch tokens)
+    Family("encoder.blocks.N", isotropic=True): "Qwen3VitClassifier DeepseekVitClassifier Gemma4VitClassifier",
+    Family("blocks.N", isotropic=True, any_size=True): "Xcit",
+    Family("blocks.N", isotropic=True, items=(1,)): "TNT",  # (pixel tokens, patch tokens)
     Family("blocks.N", items=(0, 1)): "CrossVit",  # one tensor per branch
     Family("blocks.N"): "Hiera HieraDet",
     Family("blocks.N.N"): """
@@ -57,61 +60,68 @@ _CLASSES = {
     Family("transformers.N.blocks.N"): "PoolingVisionTransformer",
     Family("serial_blocksN.N"): "CoaT",
 }
-_FAMILIES = {name: family for family, names in _CLASSES.items() for name in names.split()}
+_FAMILY_OF_CLASS = {name: family for family, names in _CLASSES_OF_FAMILY.items() for name in names.split()}
 
 
-def family_of(model: nn.Module) -> Family | None:
-    """What is known of a model's class, or None where it is not timm's or not known."""
+def get_family(model: nn.Module) -> Family | None:
+    """The family of a model's class, or None for a class that is not in the table."""
     for cls in type(model).__mro__:
         if cls.__module__.startswith("timm.models."):
-            if cls.__name__ in _FAMILIES:
-                return _FAMILIES[cls.__name__]
+            if cls.__name__ in _FAMILY_OF_CLASS:
+                return _FAMILY_OF_CLASS[cls.__name__]
             if cls.__name__ in ("FeatureDictNet", "FeatureListNet"):
-                return _rewritten(model)
+                return _features_only_family(model)
     return None
 
 
-def _rewritten(model: nn.Module) -> Family | None:
-    """The family of a `features_only` model that timm put together anew, so that its class is lost: by where its blocks are."""
-    found = [family for family in _CLASSES if family.items is None and not family.columnar and any(blocks_in(model, family))]
+def _features_only_family(model: nn.Module) -> Family | None:
+    """The family of a rebuilt `features_only` model. Its original class is lost, so the names of its blocks decide."""
+    found = [
+        family
+        for family in _CLASSES_OF_FAMILY
+        if family.items is None and not family.isotropic and any(block_paths(model, family))
+    ]
     return max(found, key=lambda family: family.blocks.count("."), default=None)
 
 
-def blocks_in(model: nn.Module, family: Family) -> Iterator[str]:
-    """The names of a model's blocks, in order; modules without parameters (identities, reshapes) are none."""
-    # `features_only` makes `stages_0.` of `stages.0.`
+def block_paths(model: nn.Module, family: Family) -> Iterator[str]:
+    """Names of a model's blocks, in order. Modules without parameters (identities, reshapes) are skipped."""
+    # `features_only` renames `stages.0.` to `stages_0.`
     pattern = re.compile("[._]".join(part.replace("N", r"\d+") for part in family.blocks.split(".")))
     for name, module in model.named_modules():
         if pattern.fullmatch(name) and next(module.parameters(), None) is not None:
             yield name
 
 
-def core_of(model: nn.Module) -> tuple[str, nn.Module]:
-    """The backbone of a known family that `model` is, or holds, and its path in it (`features_only`, other libraries' encoders).
+def find_backbone(model: nn.Module) -> tuple[str, nn.Module]:
+    """The backbone of a known family: `model` itself, or a module inside it (`features_only`, encoders of other libraries).
+
+    Returns:
+        The backbone's module name in `model` ("" for `model` itself) and the backbone.
 
     Raises:
-        UnsupportedBackboneError: there is none, or there are several.
+        UnsupportedBackboneError: `model` holds no backbone of a known family, or several.
     """
     found: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():
-        if not any(name.startswith(f"{outer}.") or outer == "" for outer, _ in found) and family_of(module):
+        if not any(name.startswith(f"{outer}.") or outer == "" for outer, _ in found) and get_family(module):
             found.append((name, module))
     if len(found) > 1:
         raise UnsupportedBackboneError(
-            f"{type(model).__name__} holds {len(found)} backbones, {', '.join(repr(name) for name, _ in found)}; wrap one of them, "
-            "or name its blocks with blocks=[...]."
+            f"{type(model).__name__} holds {len(found)} backbones, {', '.join(repr(name) for name, _ in found)}; expected one. "
+            "Wrap one of them, or pass the blocks to adapt with blocks=[...]."
         )
     if not found:
         raise UnsupportedBackboneError(
-            f"where the blocks of {type(model).__name__} are is not known. "
-            "Give them with blocks=[...], the modules or their names, in the order in which they run."
+            f"rein does not know the blocks of {type(model).__name__}. "
+            "Pass them with blocks=[...]: the modules or their names, in the order in which they run."
         )
     return found[0]
 
 
-def known_core(model: nn.Module) -> Any:
-    """As `core_of`, or `model` itself where nothing in it is known."""
+def inner_backbone(model: nn.Module) -> Any:
+    """The backbone that `find_backbone` finds in `model`, or `model` itself if there is none."""
     try:
-        return core_of(model)[1]
+        return find_backbone(model)[1]
     except UnsupportedBackboneError:
         return model

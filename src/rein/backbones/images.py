@@ -1,4 +1,4 @@
-"""The images that a backbone takes, and the maps that it gives."""
+"""The images that a backbone accepts, and the feature maps that it returns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rein.backbones.families import core_of, family_of, known_core
+from rein.backbones.families import find_backbone, get_family, inner_backbone
 from rein.errors import InputError
 
 Size = tuple[int, int]
@@ -16,13 +16,13 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The images that a backbone takes.
+    """The images that a backbone accepts.
 
     Attributes:
-        fixed_size: (height, width) in pixels that an image must have, or None where any multiple of `multiple` will do.
-        multiple: (height, width) in pixels of a patch, or where sizes are free of a pixel of the coarsest map; of as many of them
-            as the model takes together, where it works by cells.
-        channels: of the image.
+        fixed_size: the only (height, width) in pixels that the backbone accepts, or None if it accepts every multiple of `multiple`.
+        multiple: (height, width) in pixels of one patch. Where a backbone with stages accepts several sizes, of one pixel of its
+            coarsest feature map; where it pools or attends in cells of several patches, of one cell.
+        channels: channels of the image.
     """
 
     fixed_size: Size | None
@@ -31,75 +31,77 @@ class InputSpec:
 
     @property
     def covered(self) -> Size | None:
-        """What the patches of a `fixed_size` image cover: less than all of it where patches do not divide it."""
+        """(height, width) that whole patches cover in an image of `fixed_size`, in pixels; None without a fixed size."""
         if self.fixed_size is None:
             return None
-        (height, width), (down, across) = self.fixed_size, self.multiple
-        return height // down * down, width // across * across
+        (height, width), (patch_height, patch_width) = self.fixed_size, self.multiple
+        return height // patch_height * patch_height, width // patch_width * patch_width
 
 
 def _config(model: nn.Module) -> dict[str, Any]:
-    config = getattr(known_core(model), "pretrained_cfg", None)
+    config = getattr(inner_backbone(model), "pretrained_cfg", None)
     return config if isinstance(config, dict) else {}
 
 
 def architecture(model: nn.Module) -> str:
-    """Timm's name of the architecture, or the class's name for other models."""
+    """Timm's name of the architecture, or the class name of other models."""
     return _config(model).get("architecture") or type(model).__name__
 
 
-def _reductions(core: nn.Module) -> list[int]:
-    """Pixels per token along a side at each of timm's feature taps; empty for other models."""
-    info: Any = getattr(core, "feature_info", [])
+def _reductions(backbone: nn.Module) -> list[int]:
+    """Strides in pixels of timm's intermediate features (`feature_info`); empty for other models."""
+    info: Any = getattr(backbone, "feature_info", [])
     info = info if isinstance(info, list) else info.get_dicts() if hasattr(info, "get_dicts") else []
-    return [int(entry["reduction"]) for entry in info] if family_of(core) else []
+    return [int(entry["reduction"]) for entry in info] if get_family(backbone) else []
 
 
 def patch_size(model: nn.Module) -> Size:
-    """(height, width) of a patch in pixels, a convolutional stem included.
+    """(height, width) of a patch in pixels, including the stride of a convolutional stem.
 
-    16 x 16 where the model has none: that is what the authors start their adapters of ConvNeXt and ResNet with.
+    (16, 16) for models without patches: the authors initialise their adapters of ConvNeXt and ResNet with it.
     """
-    core = known_core(model)
-    family = family_of(core)
-    embed: Any = getattr(core, "patch_embed", None)
-    if family is not None and not family.columnar:
+    backbone = inner_backbone(model)
+    family = get_family(backbone)
+    embed: Any = getattr(backbone, "patch_embed", None)
+    if family is not None and not family.isotropic:
         return 16, 16
     if hasattr(embed, "feat_ratio"):
         size = embed.feat_ratio(as_scalar=False)
     else:
-        size = (_reductions(core) or [getattr(embed, "patch_size", 16)])[0]
+        size = (_reductions(backbone) or [getattr(embed, "patch_size", 16)])[0]
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def input_spec(model: nn.Module) -> InputSpec:
-    """The images that `model` takes."""
-    core = known_core(model)
-    family = family_of(core)
-    embed: Any = next((part for name in ("patch_embed", "pixel_embed", "stem") if (part := getattr(core, name, None))), None)
-    coarsest = max(_reductions(core), default=16)
-    any_size = getattr(core, "dynamic_img_size", False) or (family is not None and family.any_size)
+    """The images that `model` accepts."""
+    backbone = inner_backbone(model)
+    family = get_family(backbone)
+    embed: Any = next((part for name in ("patch_embed", "pixel_embed", "stem") if (part := getattr(backbone, name, None))), None)
+    coarsest = max(_reductions(backbone), default=16)
+    any_size = getattr(backbone, "dynamic_img_size", False) or (family is not None and family.any_size)
     fixed = None if any_size else getattr(embed, "img_size", None)
-    if fixed is None and family is not None and not family.columnar and _config(core).get("fixed_input_size"):
-        fixed = _config(core)["input_size"][1:]
-    if family is None or family.columnar:
-        pooled = int(getattr(core, "pooling_kernel_size", 1))  # Gemma pools whole cells of tokens
-        height, width = patch_size(core)
+    if fixed is None and family is not None and not family.isotropic and _config(backbone).get("fixed_input_size"):
+        fixed = _config(backbone)["input_size"][1:]
+    if family is None or family.isotropic:
+        pooled = int(getattr(backbone, "pooling_kernel_size", 1))  # Gemma pools cells of tokens
+        height, width = patch_size(backbone)
         multiple = height * pooled, width * pooled
     elif fixed is None:
-        cell = max((int(m.block_size) for m in core.modules() if hasattr(m, "halo_size")), default=1)  # halo attention's blocks
+        cell = max(
+            (int(m.block_size) for m in backbone.modules() if hasattr(m, "halo_size")), default=1
+        )  # cells of halo attention
         multiple = coarsest * cell, coarsest * cell
     else:
-        multiple = 1, 1  # stages round up, and so cover all of an image
+        multiple = 1, 1  # stages round sizes up, so they cover the whole image
     return InputSpec(
         fixed_size=None if fixed is None else (int(fixed[0]), int(fixed[1])),
         multiple=multiple,
-        channels=_image_channels(embed if isinstance(embed, nn.Module) else core),
+        channels=_image_channels(embed if isinstance(embed, nn.Module) else backbone),
     )
 
 
 def _image_channels(module: nn.Module) -> int:
-    """What the first convolution takes; 3 where there is none."""
+    """Input channels of the first convolution, or 3 without a convolution."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             return part.in_channels
@@ -107,7 +109,7 @@ def _image_channels(module: nn.Module) -> int:
 
 
 def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, for images from 0 to 1, that the weights were trained with; ImageNet's by default."""
+    """Mean and standard deviation per channel that the weights were trained with, for images in [0, 1]; ImageNet's by default."""
     config = _config(model)
     return (
         tuple(config.get("mean", (0.485, 0.456, 0.406))),
@@ -116,25 +118,25 @@ def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
 
 
 def map_channels(model: nn.Module) -> list[int]:
-    """C of every map that `feature_maps` can give: of every block, or of every stage where the backbone has stages.
+    """Channels C of every map that `feature_maps` can return: one per block, or one per stage for a backbone with stages.
 
     Raises:
-        UnsupportedBackboneError: the model's family is not known.
+        UnsupportedBackboneError: rein does not know the model's family.
         InputError: the model has no `forward_intermediates`.
     """
-    _, core = core_of(model)
+    _, backbone = find_backbone(model)
     _check_maps(model)
-    info: Any = core.feature_info
+    info: Any = backbone.feature_info
     return [int(entry["num_chs"]) for entry in info]
 
 
 def feature_maps(model: nn.Module, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-    """The outputs of blocks or stages as maps (B, C, h, w), without prefix tokens and without the final norm.
+    """The outputs of blocks or stages as feature maps (B, C, h, w), without prefix tokens and without the final norm.
 
     Args:
         model: a timm model, bare or wrapped.
-        images: (B, 3, H, W), H and W as `input_spec` says.
-        indices: which of `map_channels`, from 0.
+        images: (B, 3, H, W), with H and W that `input_spec` allows.
+        indices: positions in `map_channels`, from 0.
 
     Raises:
         InputError: the model has no `forward_intermediates`.
@@ -147,5 +149,6 @@ def feature_maps(model: nn.Module, images: Tensor, indices: Sequence[int]) -> li
 def _check_maps(model: nn.Module) -> None:
     if not hasattr(model, "forward_intermediates"):
         raise InputError(
-            f"{type(model).__name__} has no forward_intermediates, as timm models have; maps cannot be taken from it."
+            f"{type(model).__name__} has no method forward_intermediates, which returns the feature maps of timm models; "
+            "use a timm model."
         )

@@ -1,19 +1,20 @@
-"""`rein fit / validate / test / predict`: Lightning's command line around `Experiment` and `DomainData`.
+"""`rein fit`, `validate`, `test` and `predict`: Lightning's command line around `Experiment` and `DomainData`.
 
-Every setting is a key of a YAML file and an option of the same name; later ones override earlier ones, and unknown keys are errors.
-A run has one folder, `--out`: its configuration, logs, checkpoints, results and pictures.
+Every setting is a key of a YAML file and an option of the same name; later ones override earlier ones, and unknown keys are errors. A
+run has one folder, `--out`: configuration, logs, checkpoints, results and pictures.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 import lightning
 import torch
@@ -23,40 +24,86 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+import rein
 from rein.dgss import recipes
-from rein.dgss.callbacks import Judgement, LastState, Pictures, Predictions, SaveConfig
-from rein.dgss.domain_data import DomainData
-from rein.dgss.experiment import Experiment
+from rein.dgss.data.datamodule import DomainData
+from rein.dgss.evaluation.callbacks import EvaluationReport, PredictionWriter, ValidationPictures
+from rein.dgss.evaluation.results import Published
+from rein.dgss.training.checkpoints import LastCheckpoint, SaveConfig
+from rein.dgss.training.experiment import Experiment
+from rein.dgss.training.progress import ProgressLines
 from rein.errors import CheckpointError, InputError
+from rein.injection import is_wrapped
+
+TRAINER_DEFAULTS = {
+    "max_steps": 40_000,
+    "max_epochs": 1,  # the loader serves all steps in one epoch
+    "val_check_interval": 4_000,
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "log_every_n_steps": 50,
+    "use_distributed_sampler": False,
+    "accelerator": "auto",
+}
 
 
-@dataclass(frozen=True)
-class Published:
-    """The figure that a recipe aims at.
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run; the text says what the run's folder holds."""
 
-    Attributes:
-        miou: domain -> mIoU in per cent.
-        mean: of the domains, in per cent.
-        source: where it was published: the paper and its table.
-        note: what else must be known to compare.
+
+def run(arguments: Sequence[str], *, quiet: bool = False) -> ReinCLI:
+    """Run one of the four commands.
+
+    Args:
+        arguments: as on the command line: the command, then its options. `--config` takes a file, a recipe's name or YAML.
+        quiet: print progress only, without tables and without Lightning's messages.
+
+    Returns:
+        The finished command, whose `trainer`, `model` and `datamodule` can be read.
+
+    Raises:
+        InputError: and the library's other errors, for bad input.
+        Interrupted: Ctrl-C during the run.
+        SystemExit: after the help.
     """
+    with _hide_advice(quiet), _one_line_errors():
+        return _make_cli(_QuietCLI if quiet else ReinCLI, recipes.resolved(arguments))
 
-    miou: dict[str, float] = field(default_factory=dict)
-    mean: float | None = None
-    source: str = ""
-    note: str = ""
+
+def _make_cli(cls: type[ReinCLI], arguments: list[str]) -> ReinCLI:
+    parsers: dict[str, Any] = {name: {"exit_on_error": False} for name in LightningCLI.subcommands()}
+    return cls(
+        Experiment,
+        DomainData,
+        save_config_callback=SaveConfig,
+        trainer_defaults=TRAINER_DEFAULTS,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        parser_kwargs={"prog": "rein", "exit_on_error": False, **parsers},
+        args=arguments,
+    )
 
 
 class ReinCLI(LightningCLI):
-    """The four commands, with one folder for each run."""
+    """The four commands, with one folder per run."""
+
+    quiet = False
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Settings beside those of model, data and trainer."""
-        parser.add_argument("--out", type=str, default="runs/fit", help="the run's folder")
+        """Add the settings beside those of model, data and trainer."""
+        parser.add_argument("--out", type=str, default="runs/fit", help="folder of the run")
         parser.add_argument(
-            "--checkpoint_every", type=int, default=500, help="steps from one checkpoint, checkpoints/last.ckpt, to the next"
+            "--state",
+            type=Literal["last", "best"],
+            default="last",
+            help="state that is exported, tested and used to predict: the last one, or the best on the source validation pairs",
         )
-        parser.add_argument("--published", type=Published | None, default=None, help="the figure that this aims at")
+        parser.add_argument(
+            "--checkpoint_every", type=int, default=500, help="number of steps between two checkpoints, checkpoints/last.ckpt"
+        )
+        parser.add_argument("--published", type=Published | None, default=None, help="published figure to compare with")
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
@@ -66,12 +113,19 @@ class ReinCLI(LightningCLI):
         """The run's folder."""
         return Path(self._get(self.config, "out"))
 
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the run's checkpoints."""
+        return self.out / "checkpoints"
+
+    # -- trainer
+
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """The trainer, with logs and checkpoints in the run's folder."""
         config = self._get(self.config_init, "trainer")
         every = self._get(self.config, "checkpoint_every")
         if every < 1:
-            raise InputError(f"checkpoint_every {every} must be at least 1.")
+            raise InputError(f"checkpoint_every is {every}; it must be at least 1.")
         if config["max_steps"] < 1:
             raise InputError(
                 f"trainer.max_steps is {config['max_steps']}; it must be at least 1: the learning rate decays over it."
@@ -79,56 +133,59 @@ class ReinCLI(LightningCLI):
         fitting = self.subcommand == "fit" and not config.get("fast_dev_run")
         if config.get("logger") is None:
             kwargs["logger"] = _loggers(self.out) if fitting else False
-        callbacks: list[Callback] = []
-        if fitting:
-            checkpoints = self.out / "checkpoints"
-            callbacks = [
-                Pictures(self.out / "pictures", self.datamodule.space),
-                ModelCheckpoint(
-                    checkpoints,
-                    filename="best",
-                    monitor="source_miou",
-                    mode="max",
-                    save_weights_only=True,
-                    enable_version_counter=False,
-                    save_on_train_epoch_end=False,
-                ),
-                LastState(checkpoints / "last.ckpt", every),
-            ]
-            if kwargs.get("logger", config.get("logger")) is not False:
-                callbacks.append(LearningRateMonitor("step"))
-        elif self.subcommand == "predict":
-            callbacks = [Predictions(self.out / "predictions", self.datamodule)]
-        elif self.subcommand in ("test", "validate"):
-            aim = self._get(self.config, "published")
-            said = {
-                "published": None if aim is None else aim.as_dict(),
-                "checkpoint": self._get(self.config, "ckpt_path") or "last",
-            }
-            callbacks = [Judgement(self.out, self.datamodule, said)]
+        callbacks = self._fit_callbacks(every) if fitting else self._evaluation_callbacks()
+        if fitting and kwargs.get("logger", config.get("logger")) is not False:
+            callbacks.append(LearningRateMonitor("step"))
         if not fitting:
             kwargs["enable_checkpointing"] = False
-        # a run that is shorter than the usual intervals is judged at its end, and logs ten times
+        if config.get("enable_progress_bar") is not False and not sys.stdout.isatty():
+            kwargs["enable_progress_bar"] = False
+            callbacks.append(ProgressLines(self.out.name))
+        # a run shorter than the default intervals is validated at its end, and logs ten times
         batches = config["max_steps"] * config["accumulate_grad_batches"]
         if type(config.get("val_check_interval")) is int:
             kwargs["val_check_interval"] = min(config["val_check_interval"], batches)
         kwargs["log_every_n_steps"] = min(config.get("log_every_n_steps") or 50, max(1, config["max_steps"] // 10))
-        self.model.settings = self._training_settings()
-        trainer = {**config, **kwargs}
-        trainer["callbacks"] = [*(trainer.get("callbacks") or []), *callbacks]
-        trainer["default_root_dir"] = str(self.out)
-        made = self._instantiate_trainer(trainer, [])
-        if getattr(made.strategy, "_save_distributed_checkpoint", False):
+        self.model.settings = self._resume_settings()
+        settings = {**config, **kwargs, "default_root_dir": str(self.out)}
+        settings["callbacks"] = [*(settings.get("callbacks") or []), *callbacks]
+        trainer = self._instantiate_trainer(settings, [])
+        if getattr(trainer.strategy, "_save_distributed_checkpoint", False):
             raise InputError(
-                "ModelParallelStrategy saves a folder that wants every frozen weight again; give it "
+                "ModelParallelStrategy would save sharded checkpoints, which need every frozen weight. Give it "
                 "save_distributed_checkpoint: false."
             )
-        return made
+        return trainer
 
-    # -- around the commands
+    def _fit_callbacks(self, every: int) -> list[Callback]:
+        best = ModelCheckpoint(
+            self.checkpoints,
+            filename="best",
+            monitor="source_miou",
+            mode="max",
+            save_weights_only=True,
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        )
+        pictures = ValidationPictures(self.out / "pictures", self.datamodule.space)
+        return [pictures, best, LastCheckpoint(self.checkpoints / "last.ckpt", every)]
 
-    def _training_settings(self) -> dict[str, Any]:
-        """What a run that resumes must have in common with what it was, by name."""
+    def _evaluation_callbacks(self) -> list[Callback]:
+        if self.subcommand == "predict":
+            return [PredictionWriter(self.out / "predictions", self.datamodule)]
+        if self.subcommand in ("test", "validate"):
+            found = self._get(self.config, "published")
+            published = None if found is None else Published(**found.as_dict())
+            checkpoint = self._get(self.config, "ckpt_path") or self._get(self.config, "state")
+            return [EvaluationReport(self.out, self.datamodule, published, checkpoint, self._say)]
+        return []
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            print(text)
+
+    def _resume_settings(self) -> dict[str, Any]:
+        """Settings, by name, that a run must keep when it resumes."""
         config = self._get(self.config, "model").as_dict().items()
         settings = {f"model.{name}": value for name, value in config if name not in ("weights", "window", "stride")}
         data = self._get(self.config, "data")
@@ -137,70 +194,100 @@ class ReinCLI(LightningCLI):
         settings["data.sources"] = [[source.dataset, source.split, source.options] for source in self.datamodule.sources]
         for name in ("max_steps", "accumulate_grad_batches", "precision", "gradient_clip_val"):
             settings[f"trainer.{name}"] = self._get(self.config, "trainer")[name]
-        return json.loads(json.dumps(settings, default=str))  # as a checkpoint gives it back
+        return json.loads(json.dumps(settings, default=str))  # the types that a checkpoint gives back
+
+    # -- before and after the commands
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit:  # how Lightning passes on Ctrl-C
+            if not self.trainer.interrupted:
+                raise
+            raise Interrupted(self._interruption()) from None
+
+    def _interruption(self) -> str:
+        if self.subcommand != "fit":
+            return f"{self.subcommand} was interrupted."
+        kept = [name for name in ("last.ckpt", "best.ckpt") if (self.checkpoints / name).exists()]
+        holds = f"holds {' and '.join(kept)}" if kept else "holds no checkpoint yet"
+        return (
+            f"{self.out} was interrupted at step {self.trainer.global_step} of {self.trainer.max_steps}; {self.checkpoints} {holds}. "
+            "To resume, run the same command with --ckpt_path last."
+        )
 
     def before_fit(self) -> None:
-        """Lose no earlier run."""
-        last, asked = self.out / "checkpoints" / "last.ckpt", self._get(self.config, "ckpt_path")
-        if asked == "best":
-            raise InputError("best.ckpt holds weights alone; a run goes on from --ckpt_path last.")
-        if asked == "last":  # on with the run if there is one: the same command may be given again and again
+        """Protect an earlier run in the same folder."""
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"the folder {self.out} cannot be made: {error.strerror}. Choose another --out.") from error
+        last, checkpoint = self.checkpoints / "last.ckpt", self._get(self.config, "ckpt_path")
+        if checkpoint == "best":
+            raise InputError("best.ckpt holds weights only. To resume, use --ckpt_path last.")
+        if checkpoint == "last":  # start if there is nothing to resume, so that one command serves both
             self._set_checkpoint(last if last.exists() else None)
-        elif asked is not None:
-            self._set_checkpoint(Path(asked))
-        elif (self.out / "checkpoints").exists() and any((self.out / "checkpoints").iterdir()):
-            raise InputError(f"{self.out} holds a run already; add --ckpt_path last to go on with it, or choose another --out.")
+        elif checkpoint is not None:
+            self._set_checkpoint(Path(checkpoint))
+        elif self.checkpoints.exists() and any(self.checkpoints.iterdir()):
+            raise InputError(f"{self.out} holds a run already. Resume it with --ckpt_path last, or choose another --out.")
 
     def after_fit(self) -> None:
-        """Write what others load: adapter and head in one small file."""
+        """Export adapter and head as small files."""
         if self._get(self.config, "trainer").get("fast_dev_run"):
             return
-        path = self.out / "segmenter.safetensors"
         model: Any = self.model
-        if model.method == "freeze" or model.method.startswith("rein"):
+        if self._get(self.config, "state") == "best":
+            model.restore(torch.load(self.checkpoints / "best.ckpt", weights_only=True, map_location="cpu"))
+        backbone = model.segmenter.backbone
+        if model.method == "freeze" or is_wrapped(backbone):
             with model.averaged():
-                model.segmenter.save(path)
-            rank_zero_info(f"adapter and head are in {path}")
-        rank_zero_info(f"now judge it: rein test --config {self.out / 'config.yaml'}")
+                model.segmenter.save(self.out / "segmenter.safetensors")
+                if is_wrapped(backbone):
+                    rein.save(backbone, self.out / "adapter.safetensors")
+            if not self.quiet:
+                rank_zero_info(f"adapter and head are in {self.out / 'segmenter.safetensors'}")
+        if not self.quiet:
+            rank_zero_info(f"To evaluate it: rein test --config {self.out / 'config.yaml'}")
 
     def before_validate(self) -> None:
-        """Judge the run's last state unless another is asked for."""
-        self._last_state()
+        """Load the run's state."""
+        self._select_checkpoint()
         self.config_init[self.subcommand]["verbose"] = False
 
     def before_test(self) -> None:
-        """As for validate."""
-        self._last_state()
+        """Load the run's state."""
+        self._select_checkpoint()
         self.config_init[self.subcommand]["verbose"] = False
 
     def before_predict(self) -> None:
-        """As for validate; predictions are written as they come and not kept."""
-        self._last_state()
+        """Load the run's state. Predictions are written one by one and not collected."""
+        self._select_checkpoint()
         self.config_init[self.subcommand]["return_predictions"] = False
 
-    def _last_state(self) -> None:
-        asked = self._get(self.config, "ckpt_path")
-        if asked in (None, "last", "best"):
-            path = self.out / "checkpoints" / f"{asked or 'last'}.ckpt"
-            if not path.exists():
-                raise InputError(f"{path} does not exist; fit first, or name a checkpoint with --ckpt_path.")
-            self._set_checkpoint(path)
-        else:
-            self._set_checkpoint(Path(asked))
+    def _select_checkpoint(self) -> None:
+        name = self._get(self.config, "ckpt_path") or self._get(self.config, "state")
+        if name not in ("last", "best"):
+            self._set_checkpoint(Path(name))
+            return
+        path = self.checkpoints / f"{name}.ckpt"
+        if not path.exists():
+            raise InputError(f"{path} does not exist. Run rein fit first, or name a checkpoint with --ckpt_path.")
+        self._set_checkpoint(path)
 
     def _parse_ckpt_path(self) -> None:
-        """Checkpoints here hold no settings for the command line."""
+        """Do nothing: checkpoints hold no settings for the command line."""
 
     def _set_checkpoint(self, path: Path | None) -> None:
         if path is not None:
             if not path.is_file():
-                raise InputError(f"the checkpoint {path} does not exist, or is no file.")
+                raise InputError(f"the checkpoint {path} does not exist or is not a file. Pass a file with --ckpt_path.")
             try:
                 torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-            except Exception as error:  # zip, pickle and system have errors of their own
+            except Exception as error:  # zip, pickle and system raise their own kinds
                 raise CheckpointError(
-                    f"{path} is not a whole checkpoint ({type(error).__name__}); take another one of its folder, as best.ckpt for "
-                    "judging."
+                    f"{path} is not a complete checkpoint ({type(error).__name__}). Pass another one of its folder with --ckpt_path, "
+                    "such as best.ckpt for evaluation."
                 ) from error
         self.config_init[self.subcommand]["ckpt_path"] = None if path is None else str(path)
 
@@ -208,15 +295,65 @@ class ReinCLI(LightningCLI):
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
 
+class _QuietCLI(ReinCLI):
+    quiet = True
+
+
 def _loggers(out: Path) -> list[Logger]:
-    """A table and TensorBoard's file, in a new folder `logs/version_N` for each start."""
+    """A CSV table and TensorBoard's file, in a new folder `logs/version_N` for each start."""
     table = CSVLogger(out, name="logs")
     return [TensorBoardLogger(out, name="logs", version=table.version), table]
 
 
+# -- help
+
+
+def print_help(command: str, description: str, options: Sequence[str]) -> NoReturn:
+    """Print the help of a command with some of its options, and exit with 0.
+
+    Args:
+        command: fit, validate, test or predict.
+        description: what the command does and where it writes.
+        options: names of the options, such as `model.lr`, in order.
+    """
+
+    class HelpCLI(ReinCLI):
+        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+            print(_help_text(self._subcommand_parsers[command], command, description, options), end="")
+            raise SystemExit(0)
+
+    _make_cli(HelpCLI, [command])
+    raise AssertionError("the parser exits")
+
+
+def _help_text(parser: LightningArgumentParser, command: str, description: str, options: Sequence[str]) -> str:
+    actions = {action.dest: action for action in parser._actions}
+    shown = argparse.ArgumentParser(f"rein {command}", usage=f"rein {command} [OPTIONS]", description=description, add_help=False)
+    for name in options:
+        default = None if name == "config" else parser.get_default(name)
+        text = _HELP.get(name) or (actions[name].help or "").rstrip(".").replace("%", "%%")
+        text = text if default is None else f"{text} (default: {default})"
+        shown.add_argument(f"--{name}", metavar=name.rpartition(".")[2].upper(), help=text)
+    shown.add_argument("--help-all", action="store_true", help="show every option, those of Lightning's trainer included")
+    return shown.format_help()
+
+
+_HELP = {  # of options that are not ours
+    "config": "recipe (see rein recipes) or YAML file; may be given several times, later ones override earlier ones",
+    "ckpt_path": "checkpoint to load: a file, last or best; for fit, last resumes the run in the same folder",
+    "seed_everything": "seed of weights, order, transforms and steps",
+    "trainer.max_steps": "number of optimizer steps",
+    "trainer.devices": "number of devices",
+    "trainer.precision": "numeric precision, such as 32-true or bf16-mixed",
+}
+
+
+# -- messages
+
+
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """The parser's errors as ours."""
+    """Turn the parser's errors into InputError."""
     try:
         yield
     except ArgumentError as error:
@@ -224,10 +361,14 @@ def _one_line_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _unasked_advice_ignored() -> Iterator[None]:
-    """Keep back what Lightning says of things that are meant as they are."""
-    said = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    said.addFilter(_is_asked)
+def _hide_advice(quiet: bool) -> Iterator[None]:
+    """Hide Lightning's advice on things that are intended here; if quiet, all of its messages below errors."""
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch.utilities.rank_zero", "fabric.utilities.seed")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addFilter(_concerns_this_run)
+        if quiet:
+            logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         for message in (
             ".*LightningCLI's args parameter is intended",
@@ -238,44 +379,16 @@ def _unasked_advice_ignored() -> Iterator[None]:
             ".*LeafSpec.*is deprecated",
         ):
             warnings.filterwarnings("ignore", message=message)
+        if quiet:
+            warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            said.removeFilter(_is_asked)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+                logger.removeFilter(_concerns_this_run)
 
 
-def _is_asked(record: logging.LogRecord) -> bool:
-    """Whether a line is about this run, and not about products or about what it does not use."""
+def _concerns_this_run(record: logging.LogRecord) -> bool:
+    """False for advertisements and for devices that the run does not use."""
     return not any(part in record.getMessage() for part in ("💡", "TPU available", "`weights_only` was not set"))
-
-
-def run(arguments: Sequence[str]) -> None:
-    """One of the four commands, with its options.
-
-    Raises:
-        InputError: and the library's other errors, for what cannot be.
-        SystemExit: 0 after the help.
-    """
-    parsers: dict[str, Any] = {name: {"exit_on_error": False} for name in LightningCLI.subcommands()}
-    with _unasked_advice_ignored(), _one_line_errors():
-        ReinCLI(
-            Experiment,
-            DomainData,
-            save_config_callback=SaveConfig,
-            trainer_defaults={
-                "max_steps": 40_000,
-                "max_epochs": 1,  # the loader's, which has all steps
-                "val_check_interval": 4_000,
-                "check_val_every_n_epoch": None,
-                "num_sanity_val_steps": 0,
-                "enable_model_summary": False,
-                "log_every_n_steps": 50,
-                "use_distributed_sampler": False,
-                "accelerator": "auto",
-            },
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={"prog": "rein", "exit_on_error": False, **parsers},
-            args=recipes.resolved(arguments),
-        )

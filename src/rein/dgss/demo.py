@@ -1,174 +1,184 @@
-"""The main job: fit on one source domain, judge on every other, for the frozen backbone, for Rein, and for full fine-tuning.
+"""`rein demo`: train the frozen backbone, Rein and, if asked for, full fine-tuning on one domain, and compare them on the others.
 
-Targets are never looked at before the last state is chosen: the best state is the one with the highest mIoU on held-out SOURCE
-images.
+A loop over recipes: each method is fitted and tested as `rein fit` and `rein test` do, in a run folder of its own, and the runs are
+compared as `rein compare` does. Targets are never read in training; the best state on held-out SOURCE pairs is evaluated.
 """
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
-from torch import nn
-
-import rein
-from rein import backbones, heads
-from rein.checkpoint import replace_file
-from rein.dgss.domains import Domains
-from rein.dgss.progress import bar
-from rein.dgss.report import Result, write_json, write_panel
-from rein.dgss.training import BestState, Schedule, fit, judge
-from rein.dgss.transforms import Normalize
-from rein.dgss.weights import POCKET, make_backbone
+from rein.dgss import commands, recipes
+from rein.dgss.data.check import check
+from rein.dgss.evaluation.comparison import compare
+from rein.dgss.training.backbone import POCKET
 from rein.errors import InputError
-from rein.segmenter import Segmenter, default_indices
 
-FROZEN, REIN, FULL = "frozen", "rein", "full"
+RECIPES = {"frozen": "streets-frozen", "rein": "streets-rein", "full": "streets-full"}  # name of the run -> recipe
+_RESULTS = ("results.json", "table.txt", "panel.png")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class FolderData:
+    """A user's own images.
+
+    Attributes:
+        root: holds `<domain>/images/*` and `<domain>/labels/*.png`.
+        source: the domain to train on; all others are targets.
+        classes: class names, if the folder has no `index.json`.
+        ignored: label values that are ignored, besides 255.
+        crop: side of the training crops in pixels.
+        limit: evaluate at most this many pairs of each domain.
+    """
+
+    root: Path
+    source: str
+    classes: list[str] | None = None
+    ignored: tuple[int, ...] = ()
+    crop: int = 256
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    """What `rein demo` was asked for; see its help for each."""
+    """The options of `rein demo`; its help describes them."""
 
     out: Path
-    backbone: str
-    schedule: Schedule
-    config: rein.ReinConfig
-    pretrained: bool = False
+    backbone: str = POCKET
+    pretrained: bool = True
     patch_size: int | None = None
     full: bool = False
+    steps: int = 800
+    batch_size: int = 4
+    lr: float | None = None
+    seed: int = 0
+    scenes: int = 160
+    data: FolderData | None = None
 
 
-def suited(backbone: str) -> tuple[rein.ReinConfig, dict[str, Any]]:
-    """The adapter that a backbone gets, and settings of `Schedule`: the head's learning rate, and its parts for what is tuned below.
+def run(options: Options, say: Callable[[str], object] = print) -> str:
+    """Fit, test and compare every method. Finished runs in the same folder are kept, interrupted ones resume.
 
-    The head uses no queries, and W_f starts at zero, as in the paper's text. Rates and form of `pocket_vit`'s were chosen by day
-    (`benchmarks/generalisation`): a narrow backbone gains more from MLPs of its own in every layer. Others get Rein's default and the
-    paper's rates, 1e-4 and 1e-5, below a new head.
-    """
-    if backbone == POCKET:
-        core = replace(rein.ReinConfig.preset("core"), zero_init=True)
-        return core, {"lr": 0.03, "adapter_factor": 0.01, "backbone_factor": 1 / 30}
-    return rein.ReinConfig(query_dim=None, zero_init=True), {"lr": 1e-3, "adapter_factor": 0.1, "backbone_factor": 0.01}
+    Writes to `options.out`: a run folder for each method, `table.txt`, `results.json`, `panel.png` and a picture of each domain.
 
-
-class Interrupted(Exception):  # noqa: N818 - not an error
-    """Ctrl-C: `str()` says what was saved and where."""
-
-
-def run(domains: Domains, options: Options, say: Callable[[str], None] = print) -> list[Result]:
-    """Fit and judge every method, and write `results.json`, `adapter.safetensors`, `panel.png` and the best states to `out`.
+    Returns:
+        The table, as text.
 
     Raises:
-        Interrupted: Ctrl-C; what was saved until then stays.
-        InputError: `out` cannot be made.
+        InputError: bad data or settings, or a run with other settings in the same folder.
+        Interrupted: Ctrl-C; the text says what was kept.
     """
-    states = options.out / "states"
-    try:
-        states.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {states}: {error.strerror}.") from error
-    methods = [FROZEN, REIN, *([FULL] if options.full else [])]
-    files = [options.out / name for name in ("results.json", "adapter.safetensors", "panel.png")]
-    for file in [*files, *(states / f"{method}.safetensors" for method in methods)]:
-        if file.is_dir():  # said now and not after the work
-            raise InputError(f"{file} is a folder; choose another --out.")
-    torch.manual_seed(options.schedule.seed)
-    backbone, loaded = make_backbone(options.backbone, options.pretrained, options.patch_size, say)
-    results: list[Result] = []
-    examples: dict[str, dict[str, np.ndarray]] = {}
-    for method in methods:
-        best = BestState(states / f"{method}.safetensors", _save_full if method == FULL else _save)
-        try:
-            result, predictions = _run_method(method, copy.deepcopy(backbone), domains, options, best)
-        except KeyboardInterrupt:
-            raise Interrupted(_what_is_saved(method, best, results)) from None
-        results.append(result)
-        examples[method] = predictions
-    settings = {
-        "backbone": options.backbone,
-        "patch_size": options.patch_size,
-        "weights": "pretrained" if loaded else "random",
-        "adapter": options.config.to_dict(),
-        "schedule": asdict(options.schedule),
-    }
-    write_json(options.out / "results.json", settings, domains, results)
-    write_panel(options.out / "panel.png", domains, {result.method: result.miou for result in results}, examples)
-    if not loaded:
+    configs = configurations(options)
+    for name in _RESULTS:
+        if (options.out / name).is_dir():  # found before hours of training
+            raise InputError(f"{options.out / name} is a folder, but a file is to be written there. Choose another --out.")
+    folders = []
+    for name, config in configs.items():
+        folder = options.out / name
+        say(f"{name}: fit and test, in {folder}")
+        text = recipes.to_yaml({**config, "out": str(folder)}, f"rein demo: {name}")
+        commands.run(["fit", "--config", text, "--ckpt_path", "last"], quiet=True)
+        commands.run(["test", "--config", str(folder / "config.yaml")], quiet=True)
+        folders.append(folder)
+    table = compare(folders, options.out, list(configs))
+    if not options.pretrained:
         say(
-            "The backbone has RANDOM weights: what follows shows how the comparison works, not what Rein does for a foundation model."
+            "The backbone has RANDOM weights: the table shows how the comparison works, not what Rein does for a foundation model."
         )
-    return results
+    return table
 
 
-def _run_method(
-    method: str, backbone: nn.Module, domains: Domains, options: Options, best: BestState
-) -> tuple[Result, dict[str, np.ndarray]]:
-    schedule = options.schedule
-    widths = backbones.map_channels(backbone)
-    in_channels = [widths[index] for index in default_indices(len(widths), 4)]
-    torch.manual_seed(schedule.seed + 1)  # every method starts from the same head
-    head = heads.LinearHead(in_channels, len(domains.space.names))  # what it gets right, the features knew
-    if method == REIN:
-        rein.wrap(backbone, options.config)
-    elif method == FROZEN:
-        backbone.requires_grad_(False)
-    segmenter = Segmenter(backbone, head)
-    normalize = Normalize(*backbones.normalization(backbone))
-    started = time.monotonic()
-    fit(segmenter, domains.train, domains.validation, normalize=normalize, schedule=schedule, best=best, name=method)
-    seconds = time.monotonic() - started
-    if method == FULL:
-        segmenter.load_state_dict(load_file(best.path))
-    else:
-        segmenter = Segmenter.load(best.path, backbone)
-        if method == REIN:
-            rein.save(backbone, options.out / "adapter.safetensors")
-    confusions = {}
-    for name, dataset in domains.tests.items():
-        confusions[name] = judge(segmenter, dataset, normalize, partial(bar, desc=f"judge {method}: {name}"))
-    device = next(segmenter.parameters()).device
-    predictions = {
-        name: segmenter.predict(normalize(domains.example(name)[0][None].to(device))).argmax(1)[0].cpu().numpy()
-        for name in domains.tests
+def configurations(options: Options) -> dict[str, dict[str, Any]]:
+    """The configuration of each run, by its name: the recipes for generated streets, with what the options change.
+
+    Raises:
+        InputError: a folder, a file or a domain of the user's own data is missing or cannot be read.
+    """
+    data = _street_data(options) if options.data is None else _folder_data(options.data)
+    configs = {}
+    for name, recipe in RECIPES.items():
+        if name == "full" and not options.full:
+            continue
+        config = recipes.resolve(recipe)
+        config["seed_everything"] = options.seed
+        config["model"] |= {"backbone": options.backbone, "pretrained": options.pretrained, "patch_size": options.patch_size}
+        if options.backbone != POCKET:
+            config["model"] |= _PAPER_RATES
+            if name == "rein":
+                config["model"] |= {"method": "rein"}
+        if options.lr is not None:
+            config["model"]["lr"] = options.lr
+        config["data"] |= data | {"batch_size": options.batch_size}
+        interval = max(1, options.steps // 5)
+        config["trainer"] |= {"max_steps": options.steps, "val_check_interval": interval}
+        config["checkpoint_every"] = interval
+        configs[name] = config
+    return configs
+
+
+# The paper's rates, 1e-4 for an adapter and 1e-5 for the backbone, and 1e-3 for a new linear head. The recipes' rates were chosen
+# for pocket_vit.
+_PAPER_RATES = {"lr": 1e-3, "adapter_factor": 0.1, "backbone_factor": 0.01}
+
+
+def _street_data(options: Options) -> dict[str, Any]:
+    """Generated streets: an eighth as many choose the best state, three twentieths are evaluated in each domain."""
+    data = recipes.resolve(RECIPES["rein"])["data"]
+    counts = {
+        "sources": options.scenes,
+        "validation": max(1, options.scenes // 8),
+        "targets": max(1, options.scenes * 3 // 20),
     }
-    result = Result(
-        method=method,
-        backbone_parameters=sum(p.numel() for name, p in backbone.named_parameters() if not name.startswith("rein.")),
-        tuned_parameters=sum(p.numel() for p in backbone.parameters() if p.requires_grad),
-        head_parameters=sum(p.numel() for p in head.parameters()),
-        seconds=seconds,
-        best_step=best.step,
-        source_validation_miou=best.miou or 0.0,
-        miou={name: confusion.mean_iou() for name, confusion in confusions.items()},
-        iou={
-            name: dict(zip(domains.space.names, confusion.iou().tolist(), strict=True)) for name, confusion in confusions.items()
-        },
-    )
-    return result, predictions
+    for role, count in counts.items():
+        for domain in data[role]:
+            domain["options"] |= {"count": count, "seed": options.seed}
+    return {role: data[role] for role in counts}
 
 
-def _save(segmenter: Segmenter, path: Path) -> None:
-    segmenter.save(path)
+def _folder_data(data: FolderData) -> dict[str, Any]:
+    """A folder of domains: a tenth of the source, its last pairs, chooses the best state."""
+    names = find_domains(data.root)
+    if data.source not in names:
+        raise InputError(f"{data.root} has no domain {data.source!r}; expected one of {', '.join(names)}.")
+    if len(names) < 2:
+        raise InputError(f"{data.root} has only {data.source!r}; expected at least one other domain to evaluate on.")
+    options = {key: value for key, value in (("classes", data.classes), ("ignored", list(data.ignored))) if value}
+    counts = {}
+    for name in names:  # read every file once, so that a bad one is found before training
+        report = check("folder", data.root, name, options)
+        if report.problems:
+            raise InputError(report.problems[0])
+        counts[name] = report.read
+    if counts[data.source] < 2:
+        raise InputError(
+            f"{data.root / data.source} has {counts[data.source]} image; expected at least 2, one to train on and one for "
+            "validation."
+        )
+    domains = {
+        name: {"dataset": "folder", "path": str(data.root), "split": name, "title": name, "options": options} for name in names
+    }
+    return {
+        "sources": [domains[data.source]],
+        "validation": [],
+        "held_out": max(1, counts[data.source] // 10),  # the last ones: neighbouring frames of a drive are nearly equal
+        "targets": [domain for name, domain in domains.items() if name != data.source],
+        "crop": data.crop,
+        "limit": data.limit,
+    }
 
 
-def _save_full(segmenter: Segmenter, path: Path) -> None:
-    replace_file(path, to_bytes({name: tensor.cpu().contiguous() for name, tensor in segmenter.state_dict().items()}))
+def find_domains(root: Path) -> list[str]:
+    """The domains below a folder, sorted: folders with an `images` folder inside.
 
-
-def _what_is_saved(method: str, best: BestState, results: Sequence[Result]) -> str:
-    if best.miou is not None:
-        saved = f"the best state of {method} (step {best.step}, source mIoU {100 * best.miou:.1f}) is in {best.path}"
-    else:
-        saved = f"{method} had no state worth saving yet"
-    done = "; ".join(f"{r.method} is finished" for r in results)
-    return f"interrupted: {saved}" + (f"; {done}, its state beside it." if done else ".")
+    Raises:
+        InputError: `root` is not a folder, or has no domains.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder. Pass one that holds <domain>/images/* and <domain>/labels/*.png with --data.")
+    domains = sorted(entry.name for entry in root.iterdir() if (entry / "images").is_dir() and not entry.name.startswith("."))
+    if not domains:
+        raise InputError(f"{root} has no domains; expected <domain>/images/* and <domain>/labels/*.png in it.")
+    return domains

@@ -1,4 +1,4 @@
-"""What the numbers in a label mean: names, colours, and the numbers that count for nothing."""
+"""The classes of labels: names, colours and ignored values (`LabelSpace`); by default those of Cityscapes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,66 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rein.dgss.classes import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, IGNORE_LABEL
 from rein.errors import InputError
+from rein.heads.base import IGNORE_LABEL as IGNORE_LABEL
+
+# The Cityscapes label definitions by train id (Cordts et al., CVPR 2016, arXiv 1604.01685).
+CITYSCAPES_CLASSES: tuple[str, ...] = (
+    "road",
+    "sidewalk",
+    "building",
+    "wall",
+    "fence",
+    "pole",
+    "traffic light",
+    "traffic sign",
+    "vegetation",
+    "terrain",
+    "sky",
+    "person",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+)
+
+CITYSCAPES_PALETTE: tuple[tuple[int, int, int], ...] = (
+    (128, 64, 128),
+    (244, 35, 232),
+    (70, 70, 70),
+    (102, 102, 156),
+    (190, 153, 153),
+    (153, 153, 153),
+    (250, 170, 30),
+    (220, 220, 0),
+    (107, 142, 35),
+    (152, 251, 152),
+    (70, 130, 180),
+    (220, 20, 60),
+    (255, 0, 0),
+    (0, 0, 142),
+    (0, 0, 70),
+    (0, 60, 100),
+    (0, 80, 100),
+    (0, 0, 230),
+    (119, 11, 32),
+)
 
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """What the numbers in the labels mean.
+    """The classes of a data set's labels.
 
     Attributes:
-        names: class k is called `names[k]`.
-        palette: its colour, (red, green, blue) from 0 to 255.
-        ignored: numbers on disk that count for nothing, besides 255.
+        names: name of each class, by class index.
+        palette: colour of each class, (red, green, blue) from 0 to 255.
+        ignored: values in label files that are ignored, in addition to 255.
+
+    Raises:
+        InputError: there are no names or too many, names are equal or empty, or colours are missing.
     """
 
     names: tuple[str, ...]
@@ -29,24 +77,31 @@ class LabelSpace:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= IGNORE_LABEL:
-            raise InputError(f"{len(self.names)} class names were given; there must be 1 to {IGNORE_LABEL}.")
+            raise InputError(f"{len(self.names)} class names given; expected 1 to {IGNORE_LABEL}.")
         if len(set(self.names)) < len(self.names) or not all(self.names):
-            raise InputError(f"class names must differ and must not be empty; got {', '.join(map(repr, self.names))}.")
+            raise InputError(f"The class names are {', '.join(map(repr, self.names))}; expected different, non-empty names.")
         if len(self.palette) < len(self.names):
-            raise InputError(f"the palette has {len(self.palette)} colours for {len(self.names)} classes.")
+            raise InputError(
+                f"The palette has {len(self.palette)} colours for {len(self.names)} classes; expected one per class."
+            )
 
 
 CITYSCAPES = LabelSpace(CITYSCAPES_CLASSES, CITYSCAPES_PALETTE)
 
 
 def label_space(root: Path, names: Sequence[str] | None = None, ignored: Sequence[int] = ()) -> LabelSpace:
-    """What the labels below `root` mean: from the arguments, else from `root/index.json`.
+    """The classes of the labels below `root`. Arguments take precedence over `root/index.json`.
 
-    `index.json` may have `classes` (a list of names, needed), `palette` (a list of [red, green, blue]) and
-    `ignore_label_on_disk` (a number or a list).
+    `index.json` is an object with the keys `classes` (a list of names, required unless `names` is given), `palette` (a list of
+    [red, green, blue], optional) and `ignore_label_on_disk` (an integer or a list of integers, optional).
+
+    Args:
+        root: folder of `index.json`.
+        names: name of each class; None reads them from `index.json`.
+        ignored: values in label files to ignore, in addition to 255; empty reads them from `index.json`.
 
     Raises:
-        InputError: neither says what the classes are, or `index.json` cannot be read.
+        InputError: the class names are unknown, or `index.json` is not valid.
     """
     path = root / "index.json"
     index: dict[str, Any] = {}
@@ -56,33 +111,33 @@ def label_space(root: Path, names: Sequence[str] | None = None, ignored: Sequenc
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
         if not isinstance(index, dict):
-            raise InputError(f"{path} cannot be read: it must be an object with a list 'classes'.")
+            raise InputError(f"{path} cannot be read: expected a JSON object with a list 'classes'.")
     if names is None:
         names = index.get("classes")
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise InputError(
-                f"the class names are not known: give --classes road,car,... or a list of names 'classes' in {path}."
+                f"The class names are unknown; expected a list of names 'classes' in {path}. Add the list, or pass the class names."
             )
     if not ignored:
         from_index = index.get("ignore_label_on_disk")
         ignored = from_index if isinstance(from_index, list) else [] if from_index is None else [from_index]
-    if not all(_is_number(number, 65_535) for number in ignored):
-        raise InputError(f"'ignore_label_on_disk' in {path} is {ignored}; wanted whole numbers from 0 to 65535.")
+    if not all(_is_integer(value, 65_535) for value in ignored):
+        raise InputError(f"'ignore_label_on_disk' in {path} is {ignored}; expected integers from 0 to 65535.")
     palette = index.get("palette") or []
     colours = palette if isinstance(palette, list) else [palette]
-    if not all(isinstance(c, list) and len(c) == 3 and all(_is_number(part, 255) for part in c) for c in colours):
-        raise InputError(f"'palette' in {path} is not a list of [red, green, blue] from 0 to 255.")
+    if not all(isinstance(c, list) and len(c) == 3 and all(_is_integer(channel, 255) for channel in c) for c in colours):
+        raise InputError(f"'palette' in {path} is not valid; expected a list of [red, green, blue], each from 0 to 255.")
     if len(colours) < len(names):
         colours = distinct_colours(len(names))
     return LabelSpace(tuple(names), tuple((red, green, blue) for red, green, blue in colours), tuple(ignored))
 
 
-def _is_number(value: Any, most: int) -> bool:
-    return type(value) is int and 0 <= value <= most
+def _is_integer(value: Any, maximum: int) -> bool:
+    return type(value) is int and 0 <= value <= maximum  # JSON's true is a bool, which is an int
 
 
 def distinct_colours(count: int) -> list[tuple[int, int, int]]:
-    """Colours that differ well from neighbour to neighbour: Cityscapes' own, then golden-angle hues."""
+    """`count` different colours: those of Cityscapes first, then hues a golden angle apart, so that neighbours differ clearly."""
     extra = (
         colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.65, 0.55 + 0.4 * (i % 2)) for i in range(max(0, count - len(CITYSCAPES_PALETTE)))
     )

@@ -1,4 +1,4 @@
-"""Segmentation heads: feature maps (and queries) in, logits out. They know no backbone and no adapter."""
+"""Decode heads for semantic segmentation: from feature maps (and queries) to logits. Independent of backbones and adapters."""
 
 from rein.heads.base import Head
 from rein.heads.decoder import DecoderHead

@@ -1,4 +1,4 @@
-"""What every head is: built as `Head(in_channels, num_classes, ...)`, called with maps, asked for a loss."""
+"""`Head`, the interface of every decode head, and helpers that heads share."""
 
 from __future__ import annotations
 
@@ -17,30 +17,36 @@ Size = tuple[int, int]
 
 
 class Head(nn.Module):
-    """Base of the heads.
+    """Base class of the heads. A subclass implements `forward`.
 
     Args:
-        in_channels: channels of each map; one number stands for a single map.
-        num_classes: K.
-        settings: whatever else the head was built with, JSON-safe, so that it can be built again from a file.
+        in_channels: channels of each feature map; an integer for a single map.
+        num_classes: number of classes K, 1 to 255.
+        settings: the other arguments of the subclass. They must be JSON-serialisable, because a segmenter file stores them.
 
     Raises:
-        InputError: no map, a count below 1, or more classes than labels of one byte can tell from 255.
+        InputError: `in_channels` is empty, or a number is not an integer or out of range.
     """
 
     @property
     def uses_queries(self) -> bool:
-        """Whether `forward` wants the adapter's queries."""
+        """Whether `forward` requires the adapter's queries."""
         return False
 
     @property
     def query_dim(self) -> int | None:
-        """Width of the queries that the head wants, or None where any will do or none are used."""
+        """Required width q of the queries; None if any width is accepted or no queries are used."""
         return None
 
     def learn_queries(self, num_queries: int = 100) -> None:
-        """For a head that uses queries, called where there is no adapter to give them: learn some."""
-        raise InputError(f"{type(self).__name__} uses an adapter's queries and cannot learn its own.")
+        """Replace the adapter's queries by learned ones. `Segmenter` calls this if the backbone has no queries.
+
+        Raises:
+            InputError: the head cannot learn queries.
+        """
+        raise InputError(
+            f"{type(self).__name__} requires an adapter's queries and cannot learn queries; wrap the backbone with query_dim set."
+        )
 
     def __init__(self, in_channels: int | Sequence[int], num_classes: int, **settings: Any) -> None:
         super().__init__()
@@ -48,55 +54,55 @@ class Head(nn.Module):
             channels = in_channels if isinstance(in_channels, Iterable) else [in_channels]
             self.in_channels, self.num_classes = tuple(map(index, channels)), index(num_classes)
         except TypeError as error:
-            raise InputError(f"in_channels {in_channels!r} and num_classes {num_classes!r} must be whole numbers.") from error
+            raise InputError(f"in_channels {in_channels!r} and num_classes {num_classes!r} must be integers.") from error
         self.settings = settings
         if not self.in_channels or min(self.in_channels) < 1 or not 1 <= num_classes <= IGNORE_LABEL:
             raise InputError(
-                f"in_channels {in_channels} must be at least 1, for at least one map, and num_classes {num_classes} must be "
-                f"1 to {IGNORE_LABEL}."
+                f"in_channels is {in_channels} and num_classes is {num_classes}; in_channels must have at least one entry, all at "
+                f"least 1, and num_classes must be 1 to {IGNORE_LABEL}."
             )
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments that build this head again."""
+        """Keyword arguments that build an identical head."""
         return {"in_channels": list(self.in_channels), "num_classes": self.num_classes, **self.settings}
 
     def check_maps(self, maps: Sequence[Tensor]) -> None:
-        """Raise InputError unless there is one (B, C, h, w) map for each of `in_channels`."""
+        """Raise InputError unless `maps` has one (B, C, h, w) map for each entry of `in_channels`."""
         got = [tuple(feature_map.shape) for feature_map in maps]
         if [shape[1] if len(shape) == 4 else None for shape in got] != list(self.in_channels):
             raise InputError(
-                f"{type(self).__name__} wants maps (B, C, h, w) with C = {list(self.in_channels)}; got shapes {got}."
+                f"{type(self).__name__} expects maps (B, C, h, w) with C = {list(self.in_channels)}, got shapes {got}."
             )
 
     def forward(self, maps: Sequence[Tensor], queries: Tensor | None = None) -> Tensor:
-        """Logits at the head's own resolution.
+        """Compute logits at the resolution of the head.
 
         Args:
-            maps: one (B, C, h, w) for each of `in_channels`.
+            maps: one feature map (B, C, h, w) for each entry of `in_channels`.
             queries: (m, q), for heads with `uses_queries`.
 
         Returns:
             (B, K, h', w').
         """
-        raise NotImplementedError(f"{type(self).__name__} has no forward")
+        raise NotImplementedError(f"{type(self).__name__} does not implement forward")
 
     def predict(self, maps: Sequence[Tensor], size: Size, queries: Tensor | None = None) -> Tensor:
-        """Logits (B, K, H, W) at `size`; by default those of `forward`, resized bilinearly, in at least float32."""
+        """Compute logits (B, K, H, W) at `size` = (H, W), in at least float32; by default `forward` with bilinear resizing."""
         logits = self(maps, queries)
         logits = logits.float() if logits.dtype.itemsize < 4 else logits
         return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
     def loss(self, maps: Sequence[Tensor], labels: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy over the labelled pixels, at the labels' resolution.
+        """Compute the mean cross-entropy over the labelled pixels, at the resolution of the labels.
 
         Args:
             maps: as in `forward`.
-            labels: (B, H, W), integers below K, or 255 where nothing counts.
+            labels: (B, H, W), integers below K; 255 marks ignored pixels.
             queries: as in `forward`.
 
         Returns:
-            A scalar; zero, with zero gradients, where every label is 255.
+            A scalar; zero, with zero gradients, if every label is 255.
         """
         logits = F.interpolate(self(maps, queries).float(), labels.shape[-2:], mode="bilinear", align_corners=False)
         counted = (labels != IGNORE_LABEL).sum().clamp(min=1)
@@ -104,7 +110,7 @@ class Head(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of a map (B, C, h, w), pixel by pixel; no statistics of a domain are kept."""
+    """Layer norm over the channels of each pixel of a map (B, C, h, w); it keeps no statistics of the source domain."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
@@ -112,11 +118,14 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def concatenate(maps: Sequence[Tensor]) -> Tensor:
-    """Maps (B, C_i, h_i, w_i) -> (B, sum C_i, h, w) at the size of the first, resized bilinearly."""
+    """Concatenate maps (B, C_i, h_i, w_i) to (B, sum C_i, h_0, w_0); the others are resized bilinearly to the first."""
     size = maps[0].shape[-2:]
     return torch.cat([maps[0], *(F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps[1:])], 1)
 
 
 def group_count(channels: int) -> int:
-    """Groups of a group norm: 32, or the most below that divide the channels and hold two, so that one pixel can be normalised."""
+    """Return the number of groups for a group norm: the largest divisor of `channels` up to 32 and up to channels / 2.
+
+    A group of one channel could not normalise a map of one pixel.
+    """
     return next(groups for groups in range(min(32, max(1, channels // 2)), 0, -1) if channels % groups == 0)

@@ -1,4 +1,4 @@
-"""Decoders of segmentation_models_pytorch over the same maps: DPT, UPerNet, SegFormer, FPN."""
+"""`DecoderHead`: the decoders DPT, UPerNet, SegFormer and FPN of segmentation_models_pytorch as heads."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ _DECODERS: dict[str, Callable[[list[int], dict[str, Any]], tuple[nn.Module, int]
 
 
 class DecoderHead(Head):
-    """A decoder of segmentation_models_pytorch over four maps, dropout, and a 1 x 1 classifier.
+    """A decoder of segmentation_models_pytorch over four feature maps, then dropout and a 1 x 1 classifier.
 
-    The maps are brought to exact halves of each other, finest eight times the coarsest (for DPT to one even size), since these
-    decoders add what they double; patch 14 and odd sizes are therefore taken. Their batch norms are replaced by group norms,
-    which keep no statistics of the source domain and take a single image.
+    These decoders add maps that they upsample by 2, so the head first resizes the maps: each is exactly twice as large as the next
+    (DPT: all have one even size). Patch size 14 and odd sizes therefore work. Group norms replace the decoder's batch norms: they
+    keep no statistics of the source domain and accept a batch of one image.
 
     Args:
         in_channels: channels of each of the four maps, finest first.
-        num_classes: K.
+        num_classes: number of classes K.
         decoder: `dpt` (arXiv 2103.13413), `upernet` (arXiv 1807.10221), `segformer` (arXiv 2105.15203) or `fpn` (arXiv 1901.02446).
         dropout: probability of dropping a channel before the classifier, in training.
-        options: further arguments of the library's decoder class, JSON-safe.
+        options: further arguments of the decoder class; they must be JSON-serialisable.
 
     Raises:
-        InputError: another decoder, not four maps, or options that the class does not take.
+        InputError: unknown decoder, not four maps, or invalid options.
         MissingExtraError: segmentation_models_pytorch is not installed (extra `heads`).
     """
 
@@ -74,51 +74,52 @@ class DecoderHead(Head):
     ) -> None:
         super().__init__(in_channels, num_classes, decoder=decoder, dropout=dropout, options=dict(options or {}))
         if decoder not in _DECODERS:
-            raise InputError(f"there is no decoder {decoder!r}; there are {', '.join(_DECODERS)}.")
+            raise InputError(f"decoder is {decoder!r}; expected one of {', '.join(_DECODERS)}.")
         if len(self.in_channels) != 4:
-            raise InputError(f"the {decoder} decoder wants four maps; got in_channels {list(self.in_channels)}.")
+            raise InputError(f"the {decoder} decoder expects four maps, got in_channels {list(self.in_channels)}.")
         self.name = decoder
         fixed = sorted(key for key in options or {} if key.startswith("encoder_") or key in ("readout", "use_norm"))
         if fixed:
-            raise InputError(f"options {', '.join(fixed)} of the {decoder} decoder follow from the maps; leave them out.")
+            raise InputError(f"options {', '.join(fixed)} of the {decoder} decoder are set from in_channels; leave them out.")
         if not 0 <= dropout <= 1:
-            raise InputError(f"dropout is {dropout}; it must be within 0 and 1.")
+            raise InputError(f"dropout is {dropout}; it must be between 0 and 1.")
         try:
             self.decoder, channels = _DECODERS[decoder](list(self.in_channels), dict(options or {}))
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"the {decoder} decoder cannot be built with options {options}: {error}.") from error
-        _without_statistics(self.decoder)
+        _replace_batch_norms(self.decoder)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, maps: Sequence[Tensor], queries: Tensor | None = None) -> Tensor:
-        """Maps (B, C_i, h_i, w_i) -> logits (B, K, h, w), four to eight times as fine as a plain ViT's; `queries` are not used."""
+        """Maps (B, C_i, h_i, w_i) -> logits (B, K, h, w), 4 to 8 times the resolution of a plain ViT's maps; ignores `queries`."""
         self.check_maps(maps)
         coarsest = [-(-side // 2) if len({m.shape[-2:] for m in maps}) == 1 else side for side in maps[-1].shape[-2:]]
         factors = (2, 2, 2, 2) if self.name == "dpt" else (8, 4, 2, 1)
-        levels = [_resized(m, (coarsest[0] * f, coarsest[1] * f)) for m, f in zip(maps, factors, strict=True)]
+        levels = [_resize(m, (coarsest[0] * f, coarsest[1] * f)) for m, f in zip(maps, factors, strict=True)]
         if self.name == "dpt":
             return self.classifier(self.dropout(self.decoder(levels, [None] * 4)))
         height, width = levels[0].shape[-2:]
-        image = levels[0].new_empty(len(levels[0]), 0, 4 * height, 4 * width)  # only their sizes are looked at
+        # the decoders expect the image and a half-size map first, and use only their sizes
+        image = levels[0].new_empty(len(levels[0]), 0, 4 * height, 4 * width)
         half = levels[0].new_empty(len(levels[0]), 0, 2 * height, 2 * width)
         return self.classifier(self.dropout(self.decoder([image, half, *levels])))
 
 
-def _without_statistics(module: nn.Module) -> None:
-    """Group norms in place of all batch norms."""
+def _replace_batch_norms(module: nn.Module) -> None:
+    """Replace every batch norm by a group norm, in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, nn.GroupNorm(group_count(child.num_features), child.num_features))
         else:
-            _without_statistics(child)
+            _replace_batch_norms(child)
 
 
 def _class(module: str, name: str) -> Any:
     return getattr(require(f"{_PACKAGE}.{module}.decoder", "heads"), name)
 
 
-def _resized(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
+def _resize(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
     if (feature_map.shape[-2], feature_map.shape[-1]) == size:
         return feature_map
     return F.interpolate(feature_map, size, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Semantic FPN, the paper's second decoder.
+"""`FPNHead`: the Semantic FPN, the second decoder that the Rein paper evaluates.
 
 Source: Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR 2019, arXiv 1901.02446.
 """
@@ -15,15 +15,15 @@ from rein.heads.pyramid import FeaturePyramid
 
 
 class FPNHead(Head):
-    """Lateral 1 x 1 convolutions, a top-down path, upsampling towers to the finest map, and their sum.
+    """Lateral 1 x 1 convolutions, a top-down path, one upsampling tower per level, and a classifier on the sum of the towers.
 
-    Four maps of one size, as a plain ViT gives, are first made a pyramid (`FeaturePyramid`).
+    `FeaturePyramid` first resizes maps of equal size, as a plain ViT gives, to a pyramid.
 
     Args:
         in_channels: channels of each map, finest first; usually four.
-        num_classes: K.
-        channels: of the top-down path.
-        tower_channels: of the towers that bring each level to the finest.
+        num_classes: number of classes K.
+        channels: channels of the top-down path.
+        tower_channels: channels of the towers, which upsample each level to the finest.
         dropout: probability of dropping a channel before the classifier, in training.
     """
 
@@ -48,7 +48,7 @@ class FPNHead(Head):
         self.classifier = nn.Conv2d(tower_channels, num_classes, 1)
 
     def forward(self, maps: Sequence[Tensor], queries: Tensor | None = None) -> Tensor:
-        """Maps (B, C_i, h_i, w_i) -> logits (B, K, h, w) at the size of the finest level; `queries` are not used."""
+        """Maps (B, C_i, h_i, w_i) -> logits (B, K, h, w) at the size of the finest level; ignores `queries`."""
         self.check_maps(maps)
         levels = [lateral(m) for lateral, m in zip(self.laterals, self.pyramid(maps), strict=True)]
         for level in range(len(levels) - 1, 0, -1):

@@ -1,7 +1,8 @@
-"""The paper's decoder: Mask2Former whose queries are linked to the adapter's tokens.
+"""`Mask2FormerHead`: the decode head of the Rein paper, with queries from the adapter's tokens.
 
-Sources: Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", CVPR 2022, arXiv 2112.01527; the link is
-Eq. 8-10 of arXiv 2312.04265. Pixel decoder, masked-attention decoder, matcher and losses are those of the transformers library.
+Sources: Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", CVPR 2022, arXiv 2112.01527. Equations 8
+to 10 of the Rein paper, arXiv 2312.04265, compute the queries from the tokens. Pixel decoder, masked-attention decoder, matcher and
+losses come from the transformers library.
 """
 
 from __future__ import annotations
@@ -16,37 +17,37 @@ from torch import Tensor, nn
 from rein.errors import InputError
 from rein.extras import require
 from rein.heads.base import IGNORE_LABEL, Head, Size
-from rein.heads.masks import Instances, Panoptic, instances_of, panoptic_of, semantic_of
+from rein.heads.masks import Instances, Panoptic, instance_inference, panoptic_inference, semantic_inference
 from rein.heads.pyramid import FeaturePyramid
 
-_NUM_LEVELS = 3  # of the pixel decoder's attention and of the masked attention; the fourth and finest map meets them in a FPN
+_NUM_LEVELS = 3  # levels of both attentions; the pixel decoder adds the fourth and finest map by an FPN step
 
 
 class Mask2FormerHead(Head):
-    """Multi-scale deformable pixel decoder and masked-attention decoder over four maps.
+    """Multi-scale deformable pixel decoder and masked-attention decoder over four feature maps.
 
-    The adapter's queries (m, q) serve as query position embedding, and Linear(queries) as query features. With `num_queries` the head
-    learns its own of both instead, for backbones without an adapter; `Segmenter` arranges that where the backbone has no queries.
+    The adapter's queries (m, q) are the query position embeddings, and a linear layer maps them to the query features. With
+    `num_queries`, the head learns both instead. `Segmenter` calls `learn_queries` if the backbone has no queries.
 
     Args:
-        in_channels: channels of each of the four maps, finest first. Maps of one size are made a pyramid (`FeaturePyramid`).
-        num_classes: K; one more is learned for "no object".
-        channels: width throughout, and q of the queries; a multiple of 32, at least 64.
-        num_queries: how many queries the head learns; None takes them from the adapter.
-        encoder_layers: of the pixel decoder.
+        in_channels: channels of each of the four maps, finest first. `FeaturePyramid` resizes maps of equal size.
+        num_classes: number of classes K; the classifier has one more output for "no object".
+        channels: width of all layers, and width q of the queries; a multiple of 32, at least 64.
+        num_queries: number of learned queries; None uses the queries of the adapter.
+        encoder_layers: number of layers of the pixel decoder.
         encoder_feedforward: hidden width of their MLPs.
-        decoder_layers: of the masked-attention decoder; layer l attends to level l modulo 3.
+        decoder_layers: number of layers of the masked-attention decoder; layer l attends to level l modulo 3.
         decoder_feedforward: hidden width of their MLPs.
-        attention_heads: of both.
-        num_points: at how many points of a mask its losses are computed.
-        oversample: candidates per point, of which the most uncertain are taken.
-        importance: share of the points that are so chosen; the rest are uniform.
-        weights: of classification, binary cross-entropy and dice, in loss and matching.
-        no_object_weight: of the class "no object" in the cross-entropy.
-        project_levels: put a 1 x 1 convolution between the pixel decoder's levels and the masked attention.
+        attention_heads: number of heads in both attentions.
+        num_points: number of points per mask at which the mask losses are computed.
+        oversample: number of candidates per point; the most uncertain candidates are used.
+        importance: share of the points chosen by uncertainty; the others are uniformly random.
+        weights: weights of classification, binary cross-entropy and dice, in loss and matching.
+        no_object_weight: weight of "no object" in the cross-entropy.
+        project_levels: insert a 1 x 1 convolution between the levels of the pixel decoder and the masked attention.
 
     Raises:
-        InputError: not four maps, or widths that do not divide.
+        InputError: not four maps, or a setting out of range.
         MissingExtraError: transformers or scipy is not installed (extra `mask2former`).
     """
 
@@ -75,7 +76,8 @@ class Mask2FormerHead(Head):
         numbers = [weight for weight in weights if isinstance(weight, int | float) and weight >= 0]
         if len(self.in_channels) != _NUM_LEVELS + 1 or len(numbers) != 3 or len(weights) != 3:
             raise InputError(
-                f"Mask2FormerHead wants four maps and three weights; got {list(self.in_channels)} and {list(weights)}."
+                f"Mask2FormerHead expects four maps and three weights of at least 0, got in_channels {list(self.in_channels)} and "
+                f"weights {list(weights)}."
             )
         counts = {"attention_heads": attention_heads, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
         counts |= {
@@ -85,15 +87,15 @@ class Mask2FormerHead(Head):
         }
         for name, value in counts.items():
             if type(value) is not int or value < 1:
-                raise InputError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+                raise InputError(f"{name} is {value!r}; it must be an integer of at least 1.")
         if channels < 64 or channels % 32 or channels % attention_heads:  # the library's group norms have 32 groups
             raise InputError(
-                f"channels is {channels}; it must be a multiple of 32 and of the {attention_heads} attention heads, and at least 64."
+                f"channels is {channels}; it must be at least 64 and a multiple of 32 and of attention_heads={attention_heads}."
             )
         if oversample < 1 or not 0 <= importance <= 1 or no_object_weight < 0:
             raise InputError(
-                f"oversample {oversample} must be at least 1, importance {importance} within 0 and 1, no_object_weight "
-                f"{no_object_weight} not negative."
+                f"oversample {oversample} must be at least 1, importance {importance} between 0 and 1, no_object_weight "
+                f"{no_object_weight} at least 0."
             )
         require("scipy", "mask2former")
         library: Any = require("transformers.models.mask2former.modeling_mask2former", "mask2former")
@@ -127,7 +129,7 @@ class Mask2FormerHead(Head):
         self.criterion = library.Mask2FormerLoss(
             config, {"loss_cross_entropy": weights[0], "loss_mask": weights[1], "loss_dice": weights[2]}
         )
-        # a constant of the settings, which no file needs to hold
+        # a constant that follows from the settings: keep it out of the files
         self.criterion.register_buffer("empty_weight", self.criterion.empty_weight.detach().clone(), persistent=False)
         self.level_projections = nn.ModuleList(
             nn.Conv2d(channels, channels, 1) if project_levels else nn.Identity() for _ in range(_NUM_LEVELS)
@@ -143,20 +145,24 @@ class Mask2FormerHead(Head):
 
     @property
     def query_dim(self) -> int | None:
-        """The head's channels, where it is linked."""
+        """`channels` if the queries come from the adapter, else None."""
         return self.channels if self.uses_queries else None
 
     def learn_queries(self, num_queries: int = 100) -> None:
-        """Learn `num_queries` queries and their features in place of the adapter's."""
+        """Replace the adapter's queries by `num_queries` learned positions and features.
+
+        Raises:
+            InputError: `num_queries` is not an integer of at least 1.
+        """
         if isinstance(num_queries, bool) or not isinstance(num_queries, int) or num_queries < 1:
-            raise InputError(f"num_queries is {num_queries!r}; it must be a whole number of at least 1.")
+            raise InputError(f"num_queries is {num_queries!r}; it must be an integer of at least 1.")
         self.query_features = nn.Embedding(num_queries, self.channels).to(self.class_predictor.weight)
         self.query_positions = nn.Embedding(num_queries, self.channels).to(self.class_predictor.weight)
         self.settings["num_queries"] = num_queries
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """As Mask2Former's authors; the library does this only for whole models."""
+        """Initialise as the authors of Mask2Former do; the library does this only for its complete models."""
         for parameter in [*self.pixel_decoder.encoder.parameters(), *self.decoder.layers.parameters()]:
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -176,12 +182,12 @@ class Mask2FormerHead(Head):
                 nn.init.zeros_(part.weight)
             for part in (attention.attention_weights, attention.value_proj, attention.output_proj):
                 nn.init.zeros_(part.bias)
-            attention.sampling_offsets.bias.copy_(_star(attention.n_heads, attention.n_levels, attention.n_points))
+            attention.sampling_offsets.bias.copy_(_initial_offsets(attention.n_heads, attention.n_levels, attention.n_points))
 
     def _decode(self, maps: Sequence[Tensor], queries: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Class logits (B, m, K + 1) and mask logits (B, m, h, w) before the first layer and after each."""
+        """Yield class logits (B, m, K + 1) and mask logits (B, m, h, w) before the first decoder layer and after each layer."""
         self.check_maps(maps)
-        positions, features = self._queries(queries)
+        positions, features = self._query_embeddings(queries)
         pixels = self.pixel_decoder(self.pyramid(maps), output_hidden_states=False, output_attentions=False, return_dict=True)
         levels = pixels.multi_scale_features[:_NUM_LEVELS]  # coarsest first
         decoded = self.decoder(
@@ -203,37 +209,38 @@ class Mask2FormerHead(Head):
         for state, masks in zip(decoded.intermediate_hidden_states, decoded.masks_queries_logits, strict=True):
             yield self.class_predictor(state.transpose(0, 1)), masks
 
-    def _queries(self, queries: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Positions and features, (m, C) each."""
+    def _query_embeddings(self, queries: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Query position embeddings (m, C) and query features (m, C)."""
         if isinstance(self.query_features, nn.Embedding):
             return self.query_positions.weight, self.query_features.weight
         if queries is None:
             raise InputError(
-                "this Mask2FormerHead is linked to an adapter's queries; pass them, or build it with num_queries=100."
+                "this Mask2FormerHead requires an adapter's queries, got None; pass queries, or build the head with num_queries=100."
             )
         if queries.ndim != 2 or queries.shape[1] != self.channels:
             raise InputError(
-                f"queries must be (m, {self.channels}), as the head's channels; got {tuple(queries.shape)}. Build the adapter with "
-                f"ReinConfig(query_dim={self.channels}), or the head with channels={queries.shape[-1]}."
+                f"queries have shape {tuple(queries.shape)}, expected (m, {self.channels}), the head's channels. Build the adapter "
+                f"with ReinConfig(query_dim={self.channels}), or the head with channels={queries.shape[-1]}."
             )
         return queries, self.query_features(queries)
 
-    def _last(self, maps: Sequence[Tensor], queries: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _decode_last(self, maps: Sequence[Tensor], queries: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Class logits and mask logits after the last decoder layer."""
         *_, last = self._decode(maps, queries)
         return last
 
     def forward(self, maps: Sequence[Tensor], queries: Tensor | None = None) -> Tensor:
-        """Semantic scores (B, K, h, w) at the size of the masks: over the queries, the sum of class times mask probability."""
-        classes, masks = self._last(maps, queries)
-        return semantic_of(classes, masks, (masks.shape[-2], masks.shape[-1]))
+        """Semantic scores (B, K, h, w) at the size of the masks: class times mask probability, summed over the queries."""
+        classes, masks = self._decode_last(maps, queries)
+        return semantic_inference(classes, masks, (masks.shape[-2], masks.shape[-1]))
 
     def predict(self, maps: Sequence[Tensor], size: Size, queries: Tensor | None = None) -> Tensor:
-        """Semantic scores (B, K, H, W) at `size`; mask logits are resized before they become probabilities."""
-        return semantic_of(*self._last(maps, queries), size)
+        """Semantic scores (B, K, H, W) at `size`; mask logits are resized, not probabilities."""
+        return semantic_inference(*self._decode_last(maps, queries), size)
 
     def instances(self, maps: Sequence[Tensor], size: Size, queries: Tensor | None = None, limit: int = 100) -> list[Instances]:
-        """The `limit` best (query, class) pairs of each image as instances at `size`."""
-        return instances_of(*self._last(maps, queries), size, limit)
+        """Return the `limit` best (query, class) pairs of each image as instances at `size` = (H, W)."""
+        return instance_inference(*self._decode_last(maps, queries), size, limit)
 
     def panoptic(
         self,
@@ -244,36 +251,38 @@ class Mask2FormerHead(Head):
         score_threshold: float = 0.8,
         overlap_threshold: float = 0.8,
     ) -> list[Panoptic]:
-        """Each image's segments at `size`, without overlap; arguments as in `heads.masks.panoptic_of`."""
-        return panoptic_of(*self._last(maps, queries), size, things, score_threshold, overlap_threshold)
+        """Return the panoptic segments of each image at `size` = (H, W); settings as in `heads.masks.panoptic_inference`."""
+        return panoptic_inference(*self._decode_last(maps, queries), size, things, score_threshold, overlap_threshold)
 
     def loss(self, maps: Sequence[Tensor], labels: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Set loss of the last and, for deep supervision, of every earlier prediction: each class in an image is one mask.
+        """Compute the set-prediction loss, summed over the predictions of all decoder layers (deep supervision).
+
+        Each class that an image contains is one target mask.
 
         Args:
             maps: as in `forward`.
-            labels: (B, H, W), integers below K; pixels of 255 belong to no mask. An image that is all 255 counts for nothing.
+            labels: (B, H, W), integers below K; 255 marks pixels of no mask. Images with only 255 are ignored.
             queries: as in `forward`.
 
         Returns:
-            A scalar; zero, with zero gradients, where every label is 255.
+            A scalar; zero, with zero gradients, if every label is 255.
         """
-        # the library samples points and matches in float32
+        # the library samples points and matches masks in float32
         predictions = [(classes.float(), masks.float()) for classes, masks in self._decode(maps, queries)]
         self.criterion.empty_weight = self.criterion.empty_weight.float()
         present = [each.unique() for each in labels]
         present = [classes[classes != IGNORE_LABEL].long() for classes in present]
-        counted = [image for image, classes in enumerate(present) if len(classes)]
-        if not counted:
+        labelled = [image for image, classes in enumerate(present) if len(classes)]
+        if not labelled:
             return sum(((c.sum() + m.sum()) * 0 for c, m in predictions), labels.new_zeros((), dtype=torch.float32))
-        targets = [(labels[image] == present[image][:, None, None]).float() for image in counted]
+        targets = [(labels[image] == present[image][:, None, None]).float() for image in labelled]
         with torch.autocast(labels.device.type, enabled=False):  # matching needs float32
-            *earlier, (classes, masks) = [(c[counted], m[counted]) for c, m in predictions]
+            *earlier, (classes, masks) = [(c[labelled], m[labelled]) for c, m in predictions]
             losses = self.criterion(
                 masks,
                 classes,
                 targets,
-                [present[image] for image in counted],
+                [present[image] for image in labelled],
                 [{"masks_queries_logits": m, "class_queries_logits": c} for c, m in earlier],
             )
         total = predictions[0][0].new_zeros(())
@@ -282,8 +291,8 @@ class Mask2FormerHead(Head):
         return total
 
 
-def _star(heads: int, levels: int, points: int) -> Tensor:
-    """First sampling offsets: each head looks in its own direction, point p by p + 1 pixels (Deformable DETR)."""
+def _initial_offsets(heads: int, levels: int, points: int) -> Tensor:
+    """Initial sampling offsets of Deformable DETR: one direction per head, with point p at a distance of p + 1 pixels."""
     angles = torch.arange(heads) * (2 * math.pi / heads)
     directions = torch.stack((angles.cos(), angles.sin()), -1)
     directions = directions / directions.abs().amax(-1, keepdim=True)

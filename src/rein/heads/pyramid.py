@@ -1,4 +1,4 @@
-"""A plain ViT's maps, all of one size, as the four strides that pyramid decoders expect."""
+"""`FeaturePyramid`: resize the equal-sized maps of a plain ViT to the strides that pyramid decoders expect."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rein.errors import InputError
 
 
 class FeaturePyramid(nn.Module):
-    """Resize map i by `scales[i]`, bilinearly (align_corners False), as the paper does: no parameters.
+    """Resize map i by the factor `scales[i]`, bilinearly (align_corners=False) and without parameters, as the paper does.
 
-    With patch 16 the default gives strides 4, 8, 16, 32. Maps that already differ in size, as those of a hierarchical backbone
-    do, pass through untouched.
+    With patch size 16, the default scales give strides 4, 8, 16 and 32. Maps of different sizes, as from a hierarchical backbone,
+    pass through unchanged.
 
     Args:
         scales: one factor per map, largest map first.
@@ -28,13 +28,13 @@ class FeaturePyramid(nn.Module):
         return f"scales={self.scales}"
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, C_i, h, w) -> maps (B, C_i, h * scale_i, w * scale_i), at least one pixel each way.
+        """Maps (B, C_i, h, w) -> maps (B, C_i, h * scale_i, w * scale_i), each side at least one pixel.
 
         Raises:
-            InputError: not one map per scale.
+            InputError: the number of maps differs from the number of scales.
         """
         if len(maps) != len(self.scales):
-            raise InputError(f"a FeaturePyramid with {len(self.scales)} scales wants as many maps; got {len(maps)}.")
+            raise InputError(f"FeaturePyramid expects {len(self.scales)} maps, one per scale, got {len(maps)}.")
         if len({feature_map.shape[-2:] for feature_map in maps}) > 1:
             return list(maps)
         return [_resize(feature_map, scale) for feature_map, scale in zip(maps, self.scales, strict=True)]

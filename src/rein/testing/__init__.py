@@ -1,10 +1,24 @@
-"""For other projects' tests: `check_backbone` says whether a backbone is safe with rein; `tiny_vit` and `pocket_vit` are backbones
-without downloads, the first with random weights and quick, the second with pretrained ones.
+"""Tools for the tests of projects that use rein.
 
-Nothing here needs a test framework: a broken promise is an exception that names it.
+`check_backbone` checks that a backbone works with rein. `tiny_vit` (random weights, fast) and `pocket_vit` (pretrained) are backbones
+that need no download. No test framework is needed: a failed check raises `BackboneCheckError`.
 """
 
-from rein.testing.models import pocket_vit, tiny_vit
-from rein.testing.promises import BrokenPromiseError, check_backbone
+import warnings
+from typing import Any
 
-__all__ = ["BrokenPromiseError", "check_backbone", "pocket_vit", "tiny_vit"]
+from rein.testing.checks import BackboneCheckError, check_backbone
+from rein.testing.models import pocket_vit, tiny_vit
+
+__all__ = ["BackboneCheckError", "check_backbone", "pocket_vit", "tiny_vit"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "BrokenPromiseError":
+        warnings.warn(
+            "rein.testing.BrokenPromiseError is deprecated; use rein.testing.BackboneCheckError.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return BackboneCheckError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Backbones without downloads: plain timm `VisionTransformer`s, small enough for tests."""
+"""Small timm `VisionTransformer`s for tests. They need no download."""
 
 from __future__ import annotations
 
@@ -24,39 +24,40 @@ POCKET_MEAN, POCKET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def tiny_vit(**settings: Any) -> nn.Module:
-    """A timm `VisionTransformer` of 4 blocks, 32 wide, for images of 32 x 32 in patches of 8, with random weights and no classifier.
+    """Build a timm `VisionTransformer` with random weights and no classifier: 4 blocks, width 32, 32 x 32 images, 8 x 8 patches.
 
     Args:
-        settings: other or further arguments of `timm.models.VisionTransformer`.
+        settings: arguments of `timm.models.VisionTransformer`; they override the values above.
     """
     from timm.models.vision_transformer import VisionTransformer
 
-    small = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 0}
-    return VisionTransformer(**{**small, **settings})
+    defaults = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 0}
+    return VisionTransformer(**{**defaults, **settings})
 
 
 def pocket_vit(pretrained: bool = True, **settings: Any) -> nn.Module:
-    """A timm `VisionTransformer` of 8 blocks, 144 wide, in patches of 8, pretrained without labels on generated street scenes.
+    """Build a timm `VisionTransformer` that is pretrained without labels on generated street scenes.
 
-    It takes images of any multiple of 8 pixels, normalised as `rein.backbones.normalization` says. No foundation model, and it has
-    never seen a photograph: `benchmarks/pocket` has the model card, and the script that makes the weights.
+    It has 8 blocks of width 144 and accepts images whose sides are multiples of 8 pixels, the patch size. Normalise the images with
+    `rein.backbones.normalization`. It is not a foundation model and was not trained on photographs. `benchmarks/pocket` has the model
+    card and the pretraining script.
 
     Args:
-        pretrained: load the weights that come with rein; otherwise they are random, from torch's random state.
-        settings: other or further arguments of `timm.models.VisionTransformer`. Positions are interpolated to another `img_size`, the
-            patches' kernel to another `patch_size`; a classifier that is asked for is random.
+        pretrained: load the weights that are part of rein. Otherwise weights are drawn from torch's global random state.
+        settings: arguments of `timm.models.VisionTransformer`; they override the values above. For another `img_size` or
+            `patch_size`, the position embeddings or the patch embedding are interpolated. The weights of a classifier are random.
 
     Raises:
-        InputError: the pretrained weights do not fit these settings.
+        InputError: the pretrained weights do not fit `settings`.
     """
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
     model: Any = VisionTransformer(**{**POCKET_VIT, **settings})
     size, patch = model.patch_embed.img_size, model.patch_embed.patch_size[0]
+    # an adapter for one patch size must not load into a model with another, so the name differs
+    name = "pocket_vit" if patch == POCKET_VIT["patch_size"] else f"pocket_vit_patch{patch}"
     model.pretrained_cfg = {
-        "architecture": "pocket_vit"
-        if patch == POCKET_VIT["patch_size"]
-        else f"pocket_vit_patch{patch}",  # adapters tell them apart
+        "architecture": name,
         "input_size": (3, *size),
         "fixed_input_size": not model.dynamic_img_size,
         "mean": POCKET_MEAN,
@@ -67,12 +68,12 @@ def pocket_vit(pretrained: bool = True, **settings: Any) -> nn.Module:
         "license": "apache-2.0",
     }
     if pretrained:
-        if model.blocks[0].attn.num_heads != POCKET_VIT["num_heads"]:  # which no shape shows
-            raise InputError(f"the weights of pocket_vit are of 3 heads and do not fit {settings}; give pretrained=False.")
+        if model.blocks[0].attn.num_heads != POCKET_VIT["num_heads"]:  # shapes do not depend on it
+            raise InputError(f"the weights of pocket_vit have 3 heads and do not fit {settings}; pass pretrained=False.")
         state = {name: tensor.float() for name, tensor in load_file(POCKET_WEIGHTS).items()}
         try:
-            own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("head.")}  # stays random
-            model.load_state_dict({**own, **checkpoint_filter_fn(state, model)})
+            classifier = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("head.")}  # stays random
+            model.load_state_dict({**classifier, **checkpoint_filter_fn(state, model)})
         except RuntimeError as error:
-            raise InputError(f"the weights of pocket_vit do not fit {settings}; give pretrained=False. {error}") from error
+            raise InputError(f"the weights of pocket_vit do not fit {settings}; pass pretrained=False. {error}") from error
     return model

@@ -1,11 +1,22 @@
-"""Ways to tune a backbone, side by side under one interface: fully, not at all, Rein and its ablations, and the paper's peers.
+"""Methods of tuning a backbone under one interface: full fine-tuning, freezing, Rein with its ablations, LoRA, VPT and AdaptFormer.
 
-`apply` changes a bare timm backbone in place; afterwards what trains is exactly the method's. `tuned_state` and `load_tuned`
-take out and put back what training changes.
+`apply` changes a bare timm backbone in place. `tuned_state` returns what training changes, and `load_tuned` restores it.
+A method knows backbones but no data, head or training loop: modules here import from rein only `rein.backbones`, `rein.config`,
+`rein.injection`, `rein.extras` and `rein.errors`. `rein.dgss.training` and the benchmarks import this package.
 """
 
-from rein.dgss.methods.frozen import unused_by_maps
-from rein.dgss.methods.state import load_tuned, tuned_parameters, tuned_state
+from rein.dgss.methods.dry_run import find_unused_parameters
+from rein.dgss.methods.state import load_tuned, tuned_names, tuned_parameters, tuned_state
 from rein.dgss.methods.table import METHODS, Method, apply, find
 
-__all__ = ["METHODS", "Method", "apply", "find", "load_tuned", "tuned_parameters", "tuned_state", "unused_by_maps"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "apply",
+    "find",
+    "find_unused_parameters",
+    "load_tuned",
+    "tuned_names",
+    "tuned_parameters",
+    "tuned_state",
+]

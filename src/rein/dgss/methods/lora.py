@@ -1,9 +1,9 @@
 """LoRA on the query and value projections, and DoRA, through peft.
 
-Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685: W x + (alpha / r) B A x, B zero at the
-start. Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", ICML 2024, arXiv 2402.09353: the lengths of the updated rows of W
-train besides. Timm's attention mostly has one layer `qkv` for three projections; that is first split, so that each can be tuned by
-itself.
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685: W x + (alpha / r) B A x, where B is
+initially zero. Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", ICML 2024, arXiv 2402.09353: the norms of the rows of the
+updated W train too. Most attention layers of timm compute q, k and v in one linear layer `qkv`. It is first split into three,
+so that each projection can be tuned alone.
 """
 
 from __future__ import annotations
@@ -15,33 +15,35 @@ import torch
 from torch import Tensor, nn
 
 from rein import backbones
-from rein.dgss.methods.frozen import Frozen, adapter_dtype, block_sites, check_count, check_number, rehearse
-from rein.errors import InputError, UnsupportedBackboneError
+from rein.dgss.methods.common import adapter_dtype, check_count, check_number, check_setting, token_blocks
+from rein.dgss.methods.dry_run import dry_run
+from rein.dgss.methods.frozen import FrozenModules
+from rein.errors import UnsupportedBackboneError
 from rein.extras import require
 
 EXTRA = "peers"
-_PARTS = ("q", "k", "v")
+_PROJECTIONS = ("q", "k", "v")
 
 
 class SplitProjection(nn.Module):
-    """Three layers in the place of one: (..., C) -> (..., q + k + v).
+    """Replaces a fused projection by three linear layers: (..., C) -> (..., q + k + v).
 
-    The values are those of the fused layer to rounding: three products may sum in another order than one.
+    The output equals that of the fused layer up to rounding, because three matrix products may sum in another order than one.
 
     Args:
-        fused: a layer whose output is [q, k, v], each a third.
-        biases: of q, k and v where they are kept apart from the layer; None where it has its own or none.
+        fused: a layer whose output is [q, k, v], three parts of equal width.
+        biases: biases of q, k and v, if the attention stores them outside the layer; None uses those of the layer, if any.
     """
 
     def __init__(self, fused: nn.Linear, biases: Sequence[Tensor | None] | None = None) -> None:
         super().__init__()
         weights = fused.weight.detach().chunk(3)
         biases = biases if biases is not None else [None] * 3 if fused.bias is None else fused.bias.detach().chunk(3)
-        parts = [_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
-        self.q, self.k, self.v = parts
+        layers = [_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+        self.q, self.k, self.v = layers
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the class says."""
+        """(..., C) -> (..., q + k + v)."""
         return torch.cat((self.q(x), self.k(x), self.v(x)), -1)
 
 
@@ -53,7 +55,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return linear
 
 
-def install(
+def inject(
     backbone: nn.Module,
     *,
     rank: int = 8,
@@ -62,81 +64,86 @@ def install(
     targets: Sequence[str] = ("q", "v"),
     dora: bool = False,
 ) -> None:
-    """Give the projections `targets`, of q, k and v, low-rank updates; with `dora`, learned lengths of the updated rows too.
+    """Freeze the backbone and add low-rank updates to its projections `targets`, a selection of q, k and v.
+
+    With `dora`, the norms of the rows of the updated weights train too.
 
     Raises:
-        InputError: a setting that cannot be.
-        UnsupportedBackboneError: a block without attention whose projections are known.
+        InputError: a setting is invalid.
+        UnsupportedBackboneError: a block has no attention with known projections.
         MissingExtraError: peft is not installed.
     """
     check_count("lora", "rank", rank)
     check_number("lora", "alpha", alpha)
     check_number("lora", "dropout", dropout, below=1)
-    if isinstance(targets, str) or not targets or not set(targets) <= set(_PARTS):
-        raise InputError(f"lora: targets is {targets!r}; it must be a list of one or more of {', '.join(_PARTS)}.")
-    if type(dora) is not bool:
-        raise InputError(f"lora: dora is {dora!r}; it must be true or false.")
+    valid = not isinstance(targets, str) and bool(targets) and set(targets) <= set(_PROJECTIONS)
+    check_setting("lora", "targets", targets, valid, f"a list of one or more of {', '.join(_PROJECTIONS)}")
+    check_setting("lora", "dora", dora, type(dora) is bool, "true or false")
     peft = require("peft", EXTRA)
-    paths = [site.path for site in block_sites(backbone, "lora")]
+    paths = [info.path for info in token_blocks(backbone, "lora")]
     for path in dict.fromkeys(paths):
         if not any(_attentions(backbone.get_submodule(path))):
             raise UnsupportedBackboneError(
-                f"lora tunes projections of attention, qkv or q_proj and v_proj; block {path!r} of "
-                f"{backbones.architecture(backbone)} has none."
+                f"block {path!r} of {backbones.architecture(backbone)} has no attention projection; lora expects linear layers qkv, "
+                "or q_proj, k_proj and v_proj. Choose another backbone or method."
             )
-    rehearse(backbone, "lora", lambda twin: _split(twin, paths))
+    dry_run(backbone, "lora", lambda model: _split(model, paths))
     modules = list(backbone.modules())
-    names = [f"{attention}.{part}" for attention, parts in _split(backbone, paths).items() for part in parts]
-    wanted = [name for name in names if name.rpartition(".")[2][0] in targets]
+    names = [f"{parent}.{layer}" for parent, layers in _split(backbone, paths).items() for layer in layers]
     training = backbone.training
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=wanted,
+        target_modules=[name for name in names if name.rpartition(".")[2][0] in targets],
         bias="none",
         init_lora_weights=True,
         use_dora=dora,
     )
     peft.inject_adapter_in_model(config, backbone)
     for parameter in backbone.parameters():
-        if parameter.requires_grad:  # peft made them like the weights beside them
+        if parameter.requires_grad:  # peft creates them in the dtype of the frozen weights
             parameter.data = parameter.data.to(adapter_dtype(backbone))
     backbone.train(training)
-    Frozen(backbone, modules).attach()
+    FrozenModules(backbone, modules).attach()
 
 
 def _attentions(block: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The modules of a block that project to q, k and v, with their paths in it."""
+    """The modules of a block that contain projections to q, k and v, with their paths in the block."""
     for path, module in block.named_modules():
-        fused, *apart = (getattr(module, name, None) for name in ("qkv", "q_proj", "k_proj", "v_proj"))
+        fused, *separate = (getattr(module, name, None) for name in ("qkv", "q_proj", "k_proj", "v_proj"))
         if isinstance(fused, nn.Linear):
             proj = getattr(module, "proj", None)
             width = proj.in_features if isinstance(proj, nn.Linear) else None
             if fused.out_features != 3 * (width or 0) or getattr(module, "head_first", False):
                 raise UnsupportedBackboneError(
-                    f"lora must know which outputs of {path}.qkv are q, k and v; in a {type(module).__name__} they are no three "
-                    f"equal parts: it gives {fused.out_features}, the attention is {width} wide."
+                    f"the {fused.out_features} outputs of {path}.qkv in a {type(module).__name__} of width {width} are not three "
+                    "equal parts; lora expects the parts q, k and v, or layers q_proj, k_proj and v_proj. "
+                    "Choose another backbone or method."
                 )
             yield path, module
-        elif all(isinstance(layer, nn.Linear) for layer in apart):
+        elif all(isinstance(layer, nn.Linear) for layer in separate):
             yield path, module
 
 
 def _split(backbone: nn.Module, paths: list[str]) -> dict[str, list[str]]:
-    """Split every fused projection; the paths of what holds the projections, with their names there."""
+    """Split every fused projection.
+
+    Returns:
+        The names of the layers for q, k and v, keyed by the path of their parent module.
+    """
     found: dict[str, list[str]] = {}
     for path in dict.fromkeys(paths):
         for inner, attention in list(_attentions(backbone.get_submodule(path))):
-            where = f"{path}.{inner}" if inner else path
+            parent = f"{path}.{inner}" if inner else path
             if not isinstance(getattr(attention, "qkv", None), nn.Linear):
-                found[where] = ["q_proj", "k_proj", "v_proj"]
+                found[parent] = ["q_proj", "k_proj", "v_proj"]
                 continue
             biases = None
             if getattr(attention, "q_bias", None) is not None:
-                # some attention adds biases that it holds itself; without them it calls the layer, as it must be called here
+                # such attention adds these biases itself, in or after `qkv`; without them it just calls `qkv`
                 biases = (attention.q_bias, None, attention.v_bias)
                 attention.q_bias = attention.v_bias = None
             attention.qkv = SplitProjection(attention.qkv, biases)
-            found[f"{where}.qkv"] = ["q", "k", "v"]
+            found[f"{parent}.qkv"] = ["q", "k", "v"]
     return found

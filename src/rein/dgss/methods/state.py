@@ -1,4 +1,4 @@
-"""What training a method changes, to save it and to put it back."""
+"""What training changes in a model: its names, and how to save and restore it."""
 
 from __future__ import annotations
 
@@ -14,43 +14,51 @@ def tuned_parameters(backbone: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in backbone.named_parameters() if parameter.requires_grad}
 
 
-def tuned_state(backbone: nn.Module) -> dict[str, Tensor]:
-    """What must be saved to restore the method, by the names of `state_dict`; the tensors are not copied.
+def tuned_names(module: nn.Module) -> list[str]:
+    """Names of what training changes, in the order of `module.state_dict()`.
 
-    These are the parameters that require gradients, and the buffers of modules in which all parameters do, such as the
-    statistics of a BatchNorm that trains. Where the whole backbone trains, it is the whole state.
+    These are the parameters that require gradients, and the buffers of modules in which every parameter does, such as the statistics
+    of a BatchNorm that trains. A module without parameters counts as part of the module that contains it. If every parameter of
+    `module` requires gradients, these are all names of its state.
     """
-    state = backbone.state_dict(keep_vars=True)
-    if all(parameter.requires_grad for parameter in backbone.parameters()):
-        return {name: value.detach() for name, value in state.items()}
-    buffers = set(_buffers_that_change(backbone))
-    return {
-        name: value.detach()
-        for name, value in state.items()
-        if name in buffers or (isinstance(value, nn.Parameter) and value.requires_grad)
-    }
+    names = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+    names |= set(_tuned_buffers(module))
+    return [name for name in module.state_dict(keep_vars=True) if name in names]
+
+
+def tuned_state(backbone: nn.Module) -> dict[str, Tensor]:
+    """The part of `backbone.state_dict()` that training changes, see `tuned_names`; the tensors are not copied."""
+    state = backbone.state_dict()
+    return {name: state[name] for name in tuned_names(backbone)}
 
 
 def load_tuned(backbone: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put back what `tuned_state` took out, in place, into a backbone with the same method and settings.
+    """Load the result of `tuned_state` in place into a backbone with the same method and settings.
 
     Raises:
-        CheckpointError: names that are missing or not expected, or shapes that differ. Nothing was changed.
+        CheckpointError: names are missing or unexpected, or shapes differ. The backbone is unchanged.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in tuned_state(backbone).items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in tuned_state(backbone).items()}
     got = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    shapes = [f"{name} is {got[name]}, wanted {wanted[name]}" for name in wanted.keys() & got.keys() if wanted[name] != got[name]]
-    wrong = {"missing": wanted.keys() - got.keys(), "unexpected": got.keys() - wanted.keys(), "wrong shape": shapes}
+    shapes = [
+        f"{name} is {got[name]}, expected {expected[name]}"
+        for name in expected.keys() & got.keys()
+        if expected[name] != got[name]
+    ]
+    wrong = {"missing": expected.keys() - got.keys(), "unexpected": got.keys() - expected.keys(), "wrong shape": shapes}
     if any(wrong.values()):
         found = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in wrong.items() if names)
         raise CheckpointError(
-            f"the state does not fit this {type(backbone).__name__}: {found}. Apply the method with its settings first."
+            f"the state does not match this {type(backbone).__name__}: {found}. Apply the method with the same settings first."
         )
     backbone.load_state_dict(dict(state), strict=False)
 
 
-def _buffers_that_change(backbone: nn.Module) -> Iterator[str]:
-    for path, module in backbone.named_modules():
-        trains = [parameter.requires_grad for parameter in module.parameters()]
-        if trains and all(trains):
-            yield from (f"{path}.{name}" for name in module._buffers)
+def _tuned_buffers(module: nn.Module) -> Iterator[str]:
+    trains: dict[str, bool] = {}
+    for path, submodule in module.named_modules(remove_duplicate=False):
+        required = [parameter.requires_grad for parameter in submodule.parameters()]
+        # without parameters: as its parent, which named_modules yields first
+        trains[path] = all(required) if required else trains.get(path.rpartition(".")[0], True)
+        if trains[path]:
+            yield from (f"{path}.{name}" if path else name for name in submodule._buffers)

@@ -1,9 +1,9 @@
-"""The table of methods: names, sources, settings, and `apply`. A new method is a new row."""
+"""The table of methods, `METHODS`, and `apply`. To add a method, add an entry to the table."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from rein import backbones
 from rein.config import ReinConfig
 from rein.dgss.methods import adaptformer, lora, vpt
-from rein.dgss.methods.frozen import FROZEN, Frozen
+from rein.dgss.methods.common import check_setting
+from rein.dgss.methods.frozen import FROZEN, FrozenModules
 from rein.errors import InputError, WrapError
 from rein.injection import is_wrapped, wrap
 
@@ -22,69 +24,75 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table.
+    """A method of tuning a backbone.
 
     Attributes:
-        name: as the paper's tables, in lower case.
-        title: one line that says what trains.
+        name: name in code, configuration files and on the command line.
+        title: what trains, in one line.
         source: the paper and its arXiv number.
-        install: changes a bare backbone in place; takes the settings as keywords.
-        settings: the names of the settings with their defaults.
-        backbone_factor: what the learning rate is multiplied by for those of the backbone's own weights that train.
+        apply: changes a bare backbone in place; takes the settings as keyword arguments.
+        settings: default values of the settings, by name.
+        backbone_factor: factor of the learning rate of the backbone's own weights, if they train.
     """
 
     name: str
     title: str
     source: str
-    install: Callable[..., None]
+    apply: Callable[..., None]
     settings: Mapping[str, Any]
     backbone_factor: float = 1.0
 
 
 def find(method: str) -> Method:
-    """The row of that name.
+    """The entry of `METHODS` with this name.
 
     Raises:
-        InputError: there is none.
+        InputError: the name does not exist.
     """
     if method not in METHODS:
-        raise InputError(f"no method is named {method!r}; there are {', '.join(METHODS)}.")
+        raise InputError(f"method is {method!r}; expected one of {', '.join(METHODS)}. Correct the name.")
     return METHODS[method]
 
 
 def apply(method: str, backbone: Model, **settings: Any) -> Model:
-    """Make `backbone` one that `method` tunes, in place.
+    """Prepare `backbone` in place for tuning by `method`.
 
-    Afterwards exactly the method's parameters require gradients, and the frozen rest stays in eval mode whatever `train()` says.
+    Afterwards exactly the method's parameters require gradients, and the frozen modules stay in eval mode after `backbone.train()`.
 
     Args:
         method: one of `METHODS`.
         backbone: a bare timm model.
-        settings: of the method, `METHODS[method].settings`; for Rein the fields of `ReinConfig`, which override its preset.
+        settings: settings of the method, see `METHODS[method].settings`. Those of Rein are the fields of `ReinConfig`, which override
+            the preset, and `blocks`, the indices of the blocks that are adapted, from 0 (None: all).
 
     Returns:
         `backbone` itself.
 
     Raises:
-        InputError: an unknown method or setting, or a value that cannot be.
-        UnsupportedBackboneError: the method does not fit the backbone's blocks; the message says why. The backbone is left as it was.
-        WrapError: the backbone has a method already, or is compiled.
+        InputError: the method or a setting is unknown, or a value is invalid.
+        UnsupportedBackboneError: the method does not support the backbone's blocks. The backbone is unchanged.
+        WrapError: the backbone already has a method, or is compiled.
         MissingExtraError: `lora` without peft.
     """
-    row = find(method)
-    unknown = sorted(set(settings) - set(row.settings))
+    found = find(method)
+    unknown = sorted(set(settings) - set(found.settings))
     if unknown:
-        known = ", ".join(f"{name}={value!r}" for name, value in row.settings.items()) or "none"
-        raise InputError(f"{method} has no settings {unknown}; there are: {known}.")
+        known = ", ".join(f"{name}={value!r}" for name, value in found.settings.items())
+        expected = f"some of: {known}" if known else "none"
+        raise InputError(f"{method} has no settings {unknown}; expected {expected}. Remove or rename them.")
     if not isinstance(backbone, nn.Module):
-        raise InputError(f"a method is applied to a torch.nn.Module; got {type(backbone).__name__}.")
+        raise InputError(f"backbone is a {type(backbone).__name__}; expected a torch.nn.Module. Pass a timm model.")
+    kind = type(backbone).__name__
     if is_wrapped(backbone) or hasattr(backbone, FROZEN):
-        raise WrapError(f"this {type(backbone).__name__} has a method already; apply {method} to a bare backbone.")
+        raise WrapError(f"this {kind} already has a method; expected a bare backbone. Apply {method} to a new one.")
     if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in backbone.modules()):
-        raise WrapError(f"this {type(backbone).__name__} is compiled already; apply {method} before torch.compile.")
+        raise WrapError(f"this {kind} is already compiled; expected a bare backbone. Apply {method} before torch.compile.")
     if torch.is_inference_mode_enabled():
-        raise WrapError("what is made inside torch.inference_mode() could not be trained; apply the method outside.")
-    row.install(backbone, **settings)
+        raise WrapError(
+            f"{method} was applied inside torch.inference_mode(), where new parameters cannot train; expected normal mode. "
+            "Apply it outside."
+        )
+    found.apply(backbone, **settings)
     return backbone
 
 
@@ -95,54 +103,67 @@ def _full(backbone: nn.Module) -> None:
 def _freeze(backbone: nn.Module) -> None:
     modules = list(backbone.modules())
     backbone.requires_grad_(False)
-    Frozen(backbone, modules).attach()
+    FrozenModules(backbone, modules).attach()
 
 
-def _rein(preset: str, backbone: nn.Module, **fields: Any) -> None:
-    wrap(backbone, replace(ReinConfig.preset(preset), **fields))
+def _rein(preset: str, backbone: nn.Module, *, blocks: Sequence[int] | None = None, **fields: Any) -> None:
+    config = replace(ReinConfig.preset(preset), **fields)
+    wrap(backbone, config, blocks=None if blocks is None else _block_paths(backbone, blocks))
 
 
-def _keywords(install: Callable[..., None]) -> dict[str, Any]:
-    """The settings of a method: the keyword-only arguments of its `install`."""
-    parameters = inspect.signature(install).parameters.values()
+def _block_paths(backbone: nn.Module, indices: Sequence[int]) -> list[str]:
+    """The paths of the blocks with these indices, in the order in which the blocks run."""
+    paths = list(dict.fromkeys(info.path for info in backbones.find_blocks(backbone)))
+    count = len(paths)
+    valid = isinstance(indices, Sequence) and not isinstance(indices, str) and len(indices) > 0
+    valid = valid and all(type(index) is int and 0 <= index < count for index in indices) and len(set(indices)) == len(indices)
+    expected = f"distinct block indices from 0 to {count - 1}, since {backbones.architecture(backbone)} has {count} blocks"
+    check_setting("rein", "blocks", indices, valid, expected)
+    return [paths[index] for index in sorted(indices)]
+
+
+def _rein_settings(preset: str) -> dict[str, Any]:
+    return {**ReinConfig.preset(preset).to_dict(), "blocks": None}
+
+
+def _keyword_only(function: Callable[..., None]) -> dict[str, Any]:
+    """The defaults of the keyword-only arguments of a function."""
+    parameters = inspect.signature(function).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 _REIN = "Wei et al., CVPR 2024, arXiv 2312.04265"
 _PRESETS = {  # name: (preset, title)
     "rein": ("lowrank", "Rein: low-rank tokens, shared MLPs, linked queries"),
-    "rein-core": ("core", "Rein's core alone: full tokens, and MLPs of their own in every layer"),
-    "rein-link": ("link", "the core, and queries linked to its tokens"),
-    "rein-share": ("share", "linked, and the MLPs shared by all layers"),
-    "rein-lowrank": ("lowrank", "shared, and low-rank tokens: the same as rein"),
+    "rein-core": ("core", "Rein without its extensions: full tokens, separate MLPs in every layer, no queries"),
+    "rein-link": ("link", "rein-core with queries linked to the tokens"),
+    "rein-share": ("share", "rein-link with MLPs shared by all layers"),
+    "rein-lowrank": ("lowrank", "rein-share with low-rank tokens: the same as rein"),
 }
-_ROWS = [
+_TABLE = [
     Method("full", "every weight, at a tenth of the learning rate", _REIN, _full, {}, backbone_factor=0.1),
-    Method("freeze", "nothing of the backbone: the head alone", _REIN, _freeze, {}),
-    *(
-        Method(name, title, _REIN, partial(_rein, preset), ReinConfig.preset(preset).to_dict())
-        for name, (preset, title) in _PRESETS.items()
-    ),
+    Method("freeze", "nothing in the backbone: only the decode head", _REIN, _freeze, {}),
+    *(Method(name, title, _REIN, partial(_rein, preset), _rein_settings(preset)) for name, (preset, title) in _PRESETS.items()),
     Method(
         "lora",
         "low-rank updates of the query and value projections",
         "Hu et al., ICLR 2022, arXiv 2106.09685",
-        lora.install,
-        _keywords(lora.install),
+        lora.inject,
+        _keyword_only(lora.inject),
     ),
     Method(
         "vpt",
-        "prompt tokens at the input of every block (VPT-deep)",
+        "prompt tokens in the input of every block (VPT-deep)",
         "Jia et al., ECCV 2022, arXiv 2203.12119",
-        vpt.install,
-        _keywords(vpt.install),
+        vpt.inject,
+        _keyword_only(vpt.inject),
     ),
     Method(
         "adaptformer",
-        "a bottleneck beside every MLP",
+        "a bottleneck in parallel to every MLP",
         "Chen et al., NeurIPS 2022, arXiv 2205.13535",
-        adaptformer.install,
-        _keywords(adaptformer.install),
+        adaptformer.inject,
+        _keyword_only(adaptformer.inject),
     ),
 ]
-METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
+METHODS: dict[str, Method] = {method.name: method for method in _TABLE}

@@ -1,76 +1,231 @@
-"""The paper's experiments as YAML files, one for each row of its tables; `rein recipes` lists them.
+"""Recipes: the paper's experiments as YAML files, one for each row of its tables; `rein recipes` lists them.
 
-A recipe is a configuration of `rein fit / test`. Its first line says what it is.
+A recipe is a configuration of `rein fit`, `validate`, `test` and `predict`. Its first line is its title. Its key `bases` names the
+files of `bases/`, or other recipes, whose settings it shares: they are merged in order, and the recipe's keys come last.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from rein.errors import InputError
 
 FOLDER = Path(__file__).parent
+BASES = FOLDER / "bases"
+_KEY_ORDER = ("out", "state", "checkpoint_every", "published", "model", "data", "trainer")
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast, but not in every build of PyYAML
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One file.
+    """One recipe.
 
     Attributes:
-        name: as `--config` takes it.
-        title: its first line.
+        name: the file's name without its suffix; `--config` accepts it.
+        title: the file's first line.
         path: the file.
-        aim: the published mean in per cent, or the figure of one domain, and where it was published; empty where there is none.
+        published: the published mIoU in per cent (the mean, or that of single domains) and its source; empty if there is none.
     """
 
     name: str
     title: str
     path: Path
-    aim: str = ""
+    published: str = ""
 
 
 def listed() -> list[Recipe]:
-    """All recipes, by name."""
+    """All recipes, sorted by name."""
     return [_read(path) for path in sorted(FOLDER.glob("*.yaml"))]
 
 
-def _read(path: Path) -> Recipe:
-    text = path.read_text(encoding="utf-8")
-    published = yaml.safe_load(text).get("published") or {}
-    figures = {"mean": published["mean"]} if "mean" in published else published.get("miou", {})
-    aim = ", ".join(f"{name} {value}" for name, value in figures.items())
-    return Recipe(path.stem, text.partition("\n")[0].lstrip("# "), path, aim and f"{aim} ({published['source']})")
-
-
 def find(name: str) -> Recipe:
-    """One recipe.
+    """The recipe with this name.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is no such recipe.
     """
-    for recipe in listed():
-        if recipe.name == name:
-            return recipe
-    near = [recipe.name for recipe in listed() if name.partition("-")[0] in recipe.name][:6]
-    raise InputError(f"there is no recipe {name!r}; " + (f"near it are {', '.join(near)}." if near else "see rein recipes."))
+    return _read(_find_path(name))
+
+
+def resolve(name_or_path: str | Path) -> dict[str, Any]:
+    """Merge a recipe, or a configuration file, with its bases.
+
+    Args:
+        name_or_path: name of a recipe, or path of a YAML file. A string is a path if it ends in .yaml, .yml or .json, or if there is
+            such a file.
+
+    Returns:
+        The complete configuration, without `bases`. `out` is `runs/<name of the file>` if the file and its bases do not set it.
+
+    Raises:
+        InputError: there is no such recipe, base or file; a file is not a YAML mapping; or `bases` is not a list of names, or has
+            a cycle.
+    """
+    path = Path(name_or_path) if _is_path(name_or_path) else _find_path(str(name_or_path))
+    merged = {"out": f"runs/{path.stem}", **_expand(path)}
+    return {key: merged[key] for key in sorted(merged, key=_key_rank)}
+
+
+def to_yaml(config: dict[str, Any], title: str) -> str:
+    """The text of a configuration file: the title as a comment, then the settings; each item of a list is on one line."""
+    comment = f"# {title}\n" if title else ""
+    text: str = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return comment + text
 
 
 def resolved(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments in which the names of recipes have become their paths."""
-    found = list(arguments)
-    for place, argument in enumerate(found):
+    """Replace each recipe, and each file with `bases`, in command-line arguments by the text of its complete configuration.
+
+    jsonargparse's `--config` takes YAML text as well as a path. A file without `bases` stays a path, and YAML text is kept.
+
+    Raises:
+        InputError: as for `resolve`.
+    """
+    replaced = list(arguments)
+    for index, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
-        if option not in ("--config", "-c") or (not equals and place + 1 >= len(found)):
+        if option not in ("--config", "-c"):
             continue
-        value = value if equals else found[place + 1]
-        if not Path(value).is_file() and not value.endswith((".yaml", ".yml", ".json")):
-            path = str(find(value).path)
-            if equals:
-                found[place] = f"{option}={path}"
-            else:
-                found[place + 1] = path
-    return found
+        if equals:
+            replaced[index] = f"{option}={_config_value(value)}"
+        elif index + 1 < len(arguments):
+            replaced[index + 1] = _config_value(arguments[index + 1])
+    return replaced
+
+
+def _read(path: Path) -> Recipe:
+    published = resolve(path).get("published") or {}
+    figures = {"mean": published["mean"]} if "mean" in published else published.get("miou", {})
+    text = ", ".join(f"{name} {value}" for name, value in figures.items())
+    return Recipe(path.stem, _title(path), path, text and f"{text} ({published['source']})")
+
+
+def _title(path: Path) -> str:
+    """The comment on the first line of a file; empty if there is none."""
+    line = path.read_text(encoding="utf-8").partition("\n")[0]
+    return line.lstrip("# ") if line.startswith("#") else ""
+
+
+def _is_path(value: str | Path) -> bool:
+    return isinstance(value, Path) or value.endswith((".yaml", ".yml", ".json")) or os.path.isfile(value)
+
+
+def _is_yaml_text(value: str) -> bool:
+    return "\n" in value or (": " in value and not os.path.isfile(value))
+
+
+def _config_value(value: str) -> str:
+    """What `--config` passes to jsonargparse for one value: a recipe's name, a path or YAML text."""
+    if _is_yaml_text(value):
+        return value
+    if not _is_path(value):
+        return to_yaml(resolve(value), _title(_find_path(value)))
+    path = Path(value)
+    try:
+        has_bases = "bases" in _load(path)
+    except InputError:
+        has_bases = False  # jsonargparse reports files that it cannot read
+    return to_yaml(resolve(path), _title(path)) if has_bases else value
+
+
+def _expand(path: Path, parents: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Merge the file at `path` with its bases. `parents` are the files through which it was reached."""
+    if path in parents:
+        cycle = " -> ".join(other.stem for other in (*parents[parents.index(path) :], path))
+        raise InputError(f"`bases` has a cycle: {cycle}. Expected that no file is a base of itself. Remove one of these names.")
+    config = _load(path)
+    bases = config.pop("bases", [])
+    if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
+        raise InputError(
+            f"`bases` of {path} is {bases!r}. Expected a list of names of recipes or bases. "
+            "Write it as in `bases: [gtav-dinov2-l-rein]`."
+        )
+    merged: dict[str, Any] = {}
+    for name in bases:
+        merged = _merge(merged, _expand(_find_base(name, path), (*parents, path)))
+    return _merge(merged, config)
+
+
+def _find_path(name: str) -> Path:
+    """The file of a recipe."""
+    path = _file_in(name, FOLDER)
+    if path is None:
+        raise InputError(
+            f"There is no recipe {name!r}. Expected the name of a recipe or a YAML file.{_similar(name, FOLDER)} "
+            "`rein recipes` lists all recipes."
+        )
+    return path
+
+
+def _find_base(name: str, path: Path) -> Path:
+    """The file of a recipe or a base that the file at `path` names."""
+    base = _file_in(name, FOLDER, BASES)
+    if base is None:
+        raise InputError(
+            f"`bases` of {path} names {name!r}, which does not exist. Expected the name of a recipe or of a file of {BASES}."
+            f"{_similar(name, FOLDER, BASES)} `rein recipes` lists all recipes."
+        )
+    return base
+
+
+def _file_in(name: str, *folders: Path) -> Path | None:
+    paths = [folder / f"{name}.yaml" for folder in folders]
+    return next((path for path in paths if path.parent in folders and path.is_file()), None)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be read: {reason}. Expected a YAML file. Check its path and its syntax.") from error
+    if not isinstance(config, dict):
+        raise InputError(
+            f"{path} contains {type(config).__name__}. Expected a mapping. Write settings as in `model: {{lr: 0.0001}}`."
+        )
+    return config
+
+
+def _merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """Merge mappings deeply; any other value of `override` replaces that of `base`."""
+    merged = dict(base)
+    for key, value in override.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _key_rank(key: str) -> int:
+    return _KEY_ORDER.index(key) if key in _KEY_ORDER else len(_KEY_ORDER)
+
+
+def _similar(name: str, *folders: Path) -> str:
+    """The part of an error text that lists names like `name`."""
+    names = sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
+    similar = [other for other in names if other.startswith(name)][:5] or get_close_matches(name, names, n=5)
+    return f" Similar names: {', '.join(similar)}." if similar else ""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes mappings in block style and each item of a list on one line."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> Any:
+        node = super().represent_sequence(tag, sequence, flow_style=False)
+        items = [item for item in node.value if isinstance(item, yaml.CollectionNode)]
+        for item in items:
+            item.flow_style = True
+        node.flow_style = not items
+        return node
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> Any:
+        return super().increase_indent(flow, False)  # indent lists below their key
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # equal lists are written out: a reader of the file needs no anchors

@@ -1,9 +1,11 @@
-"""Generated street scenes with exact labels, to try domain generalisation without a download.
+"""Generated street scenes with exact labels, for domain generalisation without a download.
 
-A street is laid out in metres from the seed alone (`street`, `layout`), painted far to near into one image of
-surface numbers (`painter`; `buildings`, `vehicles`, ... say how each kind of thing is drawn) and read back as label,
-depth and colour (`readback`). The same street then gets its look from `weather`: clear day, the source domain, or
-fog, night, rain or snow, the target domains. numpy and Pillow only.
+The seed determines the plan of a street in metres (`street`, `layout`). `painter` paints it far to near into one image of surface
+numbers; `buildings`, `vehicles`, ... paint one kind of object each. `readback` converts the numbers to label, depth and colour.
+`weather` renders the image of a domain: clear day, the source domain, or fog, night, rain or snow, the target domains.
+
+This package contains the renderer, and no data set or file format. It imports numpy, Pillow and `rein.errors`, but nothing else of
+rein and no torch. Every other module may import it, but only `render`, `Scene` and `DOMAINS`.
 """
 
 import operator
@@ -13,12 +15,12 @@ import numpy as np
 
 from rein.dgss.scenes.layout import paint_street
 from rein.dgss.scenes.readback import SUPERSAMPLING, read_back
-from rein.dgss.scenes.weather import LOOKS
+from rein.dgss.scenes.weather import RENDERERS
 from rein.errors import InputError
 
 __all__ = ["DOMAINS", "Scene", "render"]
 
-DOMAINS = tuple(LOOKS)
+DOMAINS = tuple(RENDERERS)
 
 SMALLEST_SIDE = 32
 
@@ -30,7 +32,7 @@ class Scene:
     Attributes:
         image: `(H, W, 3)` uint8, sRGB.
         label: `(H, W)` uint8, Cityscapes train ids.
-        depth: `(H, W)` float32, distance along the viewing direction in metres; the sky is at 1000.
+        depth: `(H, W)` float32, distance along the viewing direction in metres; 1000 for the sky.
     """
 
     image: np.ndarray
@@ -41,11 +43,11 @@ class Scene:
 def render(seed: int, domain: str = "day", size: tuple[int, int] = (128, 256)) -> Scene:
     """Render the street of one seed in one domain.
 
-    The seed fixes the street, its labels and its depth; the domain changes only the image. Equal arguments
-    give equal bytes; numpy's and Python's global random states are neither read nor written.
+    The seed determines the street, its labels and its depth. The domain changes only the image. Equal arguments give equal bytes.
+    The global random states of numpy and Python are neither read nor changed.
 
     Args:
-        seed: which street, a non-negative integer.
+        seed: a non-negative integer that identifies the street.
         domain: one of `DOMAINS`.
         size: height and width in pixels, each at least 32.
 
@@ -53,34 +55,34 @@ def render(seed: int, domain: str = "day", size: tuple[int, int] = (128, 256)) -
         The scene, with arrays of height and width `size`.
 
     Raises:
-        InputError: for an unknown domain, a seed that is no non-negative integer, or a size too small.
+        InputError: the domain is unknown, the seed is not a non-negative integer, or the size is too small.
     """
-    seed, (height, width) = _checked_seed(seed), _checked_size(size)
+    seed, (height, width) = _check_seed(seed), _check_size(size)
     if domain not in DOMAINS:
-        raise InputError(f"domain is {domain!r}; wanted one of {', '.join(DOMAINS)}")
+        raise InputError(f"domain is {domain!r}; expected one of {', '.join(DOMAINS)}. Correct the name.")
     street, painter = paint_street(_generator(seed, 0), SUPERSAMPLING * height, SUPERSAMPLING * width)
     view = read_back(painter, street)
-    image = LOOKS[domain](view, _generator(seed, 1 + DOMAINS.index(domain)))
+    image = RENDERERS[domain](view, _generator(seed, 1 + DOMAINS.index(domain)))
     return Scene(image=image, label=view.label, depth=view.depth)
 
 
-def _checked_seed(seed: int) -> int:
+def _check_seed(seed: int) -> int:
     try:
         number = -1 if isinstance(seed, bool) else operator.index(seed)
     except TypeError:
         number = -1
     if number < 0:
-        raise InputError(f"seed is {seed!r}; wanted a non-negative integer")
+        raise InputError(f"seed is {seed!r}; expected a non-negative integer. Pass one such as 0.")
     return number
 
 
-def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+def _check_size(size: tuple[int, int]) -> tuple[int, int]:
     try:
         height, width = (operator.index(side) for side in size)
     except (TypeError, ValueError):
-        raise InputError(f"size is {size!r}; wanted two integers, (height, width)") from None
+        raise InputError(f"size is {size!r}; expected two integers, (height, width). Pass a pair such as (128, 256).") from None
     if min(height, width) < SMALLEST_SIDE:
-        raise InputError(f"size is {height} x {width}; wanted at least {SMALLEST_SIDE} pixels on each side")
+        raise InputError(f"size is {height} x {width}; expected at least {SMALLEST_SIDE} pixels on each side. Use a larger size.")
     return height, width
 
 

@@ -1,4 +1,4 @@
-"""Buildings, the walls, fences and hedges before them, and the skyline at the street's far end."""
+"""Buildings, the walls, fences and hedges in front of them, and the skyline at the far end of the street."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ WALL_COLOURS: tuple[Colour, ...] = (
 # fmt: on
 ROOF_COLOURS: tuple[Colour, ...] = ((150, 78, 58), (122, 66, 54), (84, 84, 92), (104, 96, 90))
 SHOP_COLOURS: tuple[Colour, ...] = ((148, 40, 40), (40, 84, 62), (36, 60, 110), (196, 160, 60), (70, 66, 64))
-BORDER_LOOKS: dict[int, tuple[int, Colour]] = {
+BORDER_STYLES: dict[int, tuple[int, Colour]] = {  # label and colour, by pattern
     BRICKS: (WALL, (168, 148, 128)),
     BARS: (FENCE, (150, 140, 126)),
     LEAVES: (VEGETATION, (62, 92, 44)),
@@ -25,11 +25,11 @@ BORDER_LOOKS: dict[int, tuple[int, Colour]] = {
 
 
 class House(NamedTuple):
-    """What a building looks like; metres."""
+    """The appearance of a building; lengths in metres."""
 
     wall: Colour
     height: float
-    roof: Colour | None  # None: a flat one
+    roof: Colour | None  # None: a flat roof
     roof_height: float
     column: float
     window_width: float
@@ -41,7 +41,7 @@ class House(NamedTuple):
 
 
 def draw_house(random: Generator, suburb: bool) -> House:
-    """Draw the look of a building."""
+    """Draw the appearance of a building."""
     storeys = int(random.integers(1, 4) if suburb else random.integers(3, 8))
     storey = random.uniform(2.9, 3.5)
     shade = random.uniform(0.86, 1.08)
@@ -62,20 +62,20 @@ def draw_house(random: Generator, suburb: bool) -> House:
 
 
 def paint_house(painter: Painter, house: House, side: Side, start: float, end: float, depth: float) -> None:
-    """Paint a building between two distances: roof, the end towards the camera, the front."""
+    """Paint a building between two distances: the roof, the wall that faces the camera, and the facade."""
     x, back, height = side.x(side.facade), side.x(side.facade + depth), house.height
     near = max(start, NEAREST)
     if end <= near + 0.3:
         return
     inward = (float(-side.sign), 0.0, 0.0)
     size = (house.column, house.window_width, house.storey, house.window_height, height)
-    looks = (float(house.shop is not None), house.seed, house.lit)
-    along_street = painter.pattern(WINDOWS, 0.0, 1.0, -start, *size, *looks)
+    style = (float(house.shop is not None), house.seed, house.lit)
+    along_street = painter.pattern(WINDOWS, 0.0, 1.0, -start, *size, *style)
     along_end = painter.pattern(WINDOWS, 1.0, 0.0, 200.0, *size, 0.0, house.seed + 7, house.lit)
     plane = painter.plane(x, near, x, end)
     ridge, top = side.x(side.facade + depth / 2), height + house.roof_height
     if house.roof is not None:
-        tiles = painter.pattern(TILES, 0.0, 1.0, 0.0, *size, *looks)
+        tiles = painter.pattern(TILES, 0.0, 1.0, 0.0, *size, *style)
         slope = (inward[0] * 0.6, 0.8, 0.0)
         roof = painter.surface(BUILDING, house.roof, 1, plane, slope, cover=0.95, pattern=tiles)
         painter.polygon(roof, (x, height, near), (x, height, end), (ridge, top, end), (ridge, top, near))
@@ -101,22 +101,22 @@ def _paint_band(painter: Painter, number: int, x: float, near: float, end: float
 
 
 class Border(NamedTuple):
-    """What a wall, a fence or a hedge looks like."""
+    """The appearance of a wall, a fence or a hedge."""
 
-    kind: int  # of pattern
+    kind: int  # BRICKS, BARS or LEAVES
     height: float  # metres
     shade: float
 
 
 def draw_border(random: Generator) -> Border:
-    """Draw the look of a wall, a fence or a hedge."""
+    """Draw the appearance of a wall, a fence or a hedge."""
     kind = int(random.choice((BRICKS, BARS, LEAVES), p=(0.3, 0.4, 0.3)))
     return Border(kind, random.uniform(0.9, 1.9), random.uniform(0.85, 1.1))
 
 
 def paint_border(painter: Painter, border: Border, side: Side, start: float, end: float) -> None:
-    """Paint a wall, a fence or a hedge along the pavement, between two distances."""
-    label, colour = BORDER_LOOKS[border.kind]
+    """Paint a wall, a fence or a hedge along the pavement between two distances."""
+    label, colour = BORDER_STYLES[border.kind]
     distance, height, near = side.pavement + 0.15, border.height, max(start, NEAREST)
     x = side.x(distance)
     if end <= near + 0.3:
@@ -135,7 +135,7 @@ def paint_border(painter: Painter, border: Border, side: Side, start: float, end
 
 
 def paint_skyline(painter: Painter, random: Generator) -> None:
-    """Close the far end of the street: blocks and trees in the distance."""
+    """Paint distant buildings and trees across the far end of the street."""
     z = 215.0
     for x in range(-190, 190, 15):
         height, width = random.uniform(4, 16), random.uniform(8, 15)

@@ -8,13 +8,13 @@ SIGN_BLUE: Colour = (28, 84, 170)
 SIGN_RED: Colour = (200, 32, 38)
 SIGN_WHITE: Colour = (240, 240, 238)
 SIGN_YELLOW: Colour = (244, 200, 40)
-SIGNALS: tuple[Colour, ...] = ((250, 60, 48), (250, 186, 50), (70, 235, 140))  # from the top
+SIGNALS: tuple[Colour, ...] = ((250, 60, 48), (250, 186, 50), (70, 235, 140))  # from top to bottom
 
 NO_ENTRY, LIMIT, WARNING, PARKING, PRIORITY, STOP = SIGNS = range(6)
 
 
 def paint_lamp(painter: Painter, x: float, z: float, sign: int) -> None:
-    """Paint a street lamp on the left (-1) or right (1), its arm over the road; it is lit after dark."""
+    """Paint a street lamp with its arm over the road, on the left (sign -1) or right (1); it is lit at night."""
     figure, arm, top = Figure(painter, x, z), -1.9 * sign, 6.6
     pole = figure.surface(POLE, METAL)
     figure.polygon(pole, (-0.1, 0), (0.1, 0), (0.07, top), (-0.07, top))
@@ -36,7 +36,7 @@ def paint_bollard(painter: Painter, x: float, z: float) -> None:
 
 
 def paint_sign(painter: Painter, x: float, z: float, kind: int, size: float, low: float) -> None:
-    """Paint one of `SIGNS` on its pole, its lower edge `low` metres up."""
+    """Paint one of `SIGNS` on a pole; its lower edge is `low` metres above the ground."""
     figure, half = Figure(painter, x, z), 0.42 * size
     middle = low + half
     figure.line(figure.surface(POLE, METAL), 0.09, (0, 0), (0, middle))
@@ -71,7 +71,7 @@ def paint_sign(painter: Painter, x: float, z: float, kind: int, size: float, low
 
 
 def paint_panel(painter: Painter, x: float, z: float, width: float) -> None:
-    """Paint a blue direction panel on two poles, its left edge at x."""
+    """Paint a blue direction panel on two poles with its left edge at x."""
     figure = Figure(painter, x + width / 2, z)
     pole = figure.surface(POLE, METAL)
     for foot in (-0.35 * width, 0.35 * width):
@@ -85,7 +85,7 @@ def paint_panel(painter: Painter, x: float, z: float, width: float) -> None:
 
 
 def paint_traffic_light(painter: Painter, x: float, z: float, state: int) -> None:
-    """Paint a traffic light; `state` says which of `SIGNALS` is lit."""
+    """Paint a traffic light; `state` is the index of the lit signal in `SIGNALS`."""
     figure = Figure(painter, x, z)
     figure.line(figure.surface(POLE, METAL), 0.13, (0, 0), (0, 2.4))
     figure.box(figure.surface(TRAFFIC_LIGHT, (44, 48, 46)), -0.24, 0.24, 2.25, 3.4)

@@ -1,4 +1,4 @@
-"""The ground: which material lies where on the street, and its colour, grain and shadows."""
+"""The ground: the material at each point of the street, with its colour, grain and shadows."""
 
 import numpy as np
 
@@ -19,12 +19,15 @@ MATERIALS = (
     (ROAD, (72, 74, 80), 0.10),
     (ROAD, (92, 92, 97), 0.20),
 )
-PLAIN, GAPS, CROSS_STREET, ZEBRA, STOP_LINE = range(5)  # kinds of row; gaps: between two dashes of a lane marking
-TABLE_REACH, TABLE_STEPS = 60.0, 40  # the across-street table: metres to each side, entries a metre
+PLAIN, GAPS, CROSS_STREET, ZEBRA, STOP_LINE = range(5)  # kinds of image row; GAPS: between two dashes of a lane marking
+TABLE_REACH, TABLE_STEPS = 60.0, 40  # of the across-street table: metres to each side, entries per metre
 
 
 def paint_ground(painter: Painter, street: Street, where: np.ndarray, layers: Layers) -> None:
-    """Paint in place the ground pixels, flat indices `where`: those below the horizon without a surface."""
+    """Paint the ground into `layers` in place.
+
+    `where` contains the flat indices of the ground pixels: below the horizon and without a surface.
+    """
     if not len(where):
         return
     camera, noise = painter.camera, noise_tile()
@@ -35,10 +38,10 @@ def paint_ground(painter: Painter, street: Street, where: np.ndarray, layers: La
 
     z = row_z.take(row)
     x = layers.a.take(column) * z - (street.bend * row_z * row_z).take(row)
-    places = int(2 * TABLE_REACH * TABLE_STEPS)
-    place = np.clip((x + TABLE_REACH) * TABLE_STEPS, 0, places - 1).astype(np.int32)
-    place += (_row_kinds(street, row_z) * places).astype(np.int32).take(row)
-    material = _across_tables(street).ravel().take(place).astype(np.intp)
+    entries = int(2 * TABLE_REACH * TABLE_STEPS)
+    entry = np.clip((x + TABLE_REACH) * TABLE_STEPS, 0, entries - 1).astype(np.int32)
+    entry += (_row_kinds(street, row_z) * entries).astype(np.int32).take(row)
+    material = _across_tables(street).ravel().take(entry).astype(np.intp)
     labels, colours, grains = zip(*MATERIALS, strict=True)
 
     scale = np.float32(24.0 * max(1.0, min(2.0, camera.rows / 512)))
@@ -60,13 +63,13 @@ def paint_ground(painter: Painter, street: Street, where: np.ndarray, layers: La
 
 
 def _across_tables(street: Street) -> np.ndarray:
-    """Return the ground material by kind of row and place across the street, (5, places)."""
+    """Return the ground material for each kind of row and position across the street, (5, entries)."""
     left, right = street.sides
     x = np.arange(-TABLE_REACH, TABLE_REACH, 1 / TABLE_STEPS) + 0.5 / TABLE_STEPS
     plain = np.full(len(x), ASPHALT, np.uint8)
     on_road = (x > -left.road) & (x < right.road)
-    lane_place = (x / street.lane + 0.5) % 1.0
-    plain[on_road & (np.abs(np.abs(lane_place - 0.5) * street.lane - 0.75) < 0.28)] = WORN
+    lane_position = (x / street.lane + 0.5) % 1.0
+    plain[on_road & (np.abs(np.abs(lane_position - 0.5) * street.lane - 0.75) < 0.28)] = WORN
     gaps = plain.copy()
     for index in range(-street.lanes_left, street.lanes_right + 1):
         line = np.abs(x - (index - 0.5) * street.lane) < 0.075
@@ -90,7 +93,7 @@ def _across_tables(street: Street) -> np.ndarray:
 
 
 def _row_kinds(street: Street, z: np.ndarray) -> np.ndarray:
-    """Return the kind of each ground row, (rows,), from its distance in metres."""
+    """Return the kind of each image row, (rows,), from its distance in metres."""
     kinds = np.where((z % 8.0) > 3.4, GAPS, PLAIN)
     if street.crossing is not None:
         near, far = street.crossing, street.crossing + street.crossing_width

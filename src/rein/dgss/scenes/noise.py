@@ -1,4 +1,4 @@
-"""Cloudy noise that repeats without a seam: the grain of walls and roads, crowns, clouds, puddles, drifts."""
+"""Tileable noise for the grain of walls and roads, and for tree crowns, clouds, puddles and snow."""
 
 from functools import lru_cache
 
@@ -8,7 +8,7 @@ from numpy.random import Generator
 
 @lru_cache(maxsize=1)
 def noise_tile() -> np.ndarray:
-    """Return 512 x 512 cloudy noise, float32 in 0..1 with mean 0.5."""
+    """Return low-frequency noise, (512, 512) float32 in 0..1 with mean 0.5."""
     random = Generator(np.random.PCG64(20240501))
     spectrum = np.fft.rfft2(random.standard_normal((512, 512)))
     frequency = np.hypot(np.fft.fftfreq(512)[:, None], np.fft.rfftfreq(512)[None])
@@ -20,7 +20,7 @@ def noise_tile() -> np.ndarray:
 
 
 def shifted_noise(x: np.ndarray, y: np.ndarray, random: Generator) -> np.ndarray:
-    """Return the tile, moved to a random place, at real coordinates in cells; linear between its cells."""
+    """Sample the tile after a random shift, by bilinear interpolation at coordinates `x` and `y` in cells."""
     shift = random.uniform(0, 512, 2).astype(np.float32)
     x, y = x + shift[0], y + shift[1]
     tile = noise_tile().ravel()

@@ -1,12 +1,11 @@
-"""Labels and colours that the things of a street are painted in."""
+"""Labels and colours of the objects of a street."""
 
 from numpy.random import Generator
-
-from rein.dgss.classes import CITYSCAPES_CLASSES
 
 Colour = tuple[float, float, float]
 """Red, green and blue, 0 to 255."""
 
+# Cityscapes train ids. They are not imported from `rein.dgss.labels`, because that imports torch.
 (
     ROAD,
     SIDEWALK,
@@ -27,7 +26,7 @@ Colour = tuple[float, float, float]
     TRAIN,
     MOTORCYCLE,
     BICYCLE,
-) = range(len(CITYSCAPES_CLASSES))
+) = range(19)
 
 BLACK: Colour = (0, 0, 0)
 TYRE: Colour = (26, 26, 28)
@@ -35,12 +34,12 @@ METAL: Colour = (112, 116, 120)
 TAIL_LIGHT_GLOW: Colour = (225, 24, 16)
 
 
-def scaled(colour: Colour, factor: float, more: float = 0.0) -> Colour:
-    """Return a colour times a factor plus a number, kept within 0 and 255."""
-    red, green, blue = (max(0.0, min(255.0, part * factor + more)) for part in colour)
+def scaled(colour: Colour, factor: float, offset: float = 0.0) -> Colour:
+    """Return `colour * factor + offset`, clipped to 0..255."""
+    red, green, blue = (max(0.0, min(255.0, channel * factor + offset)) for channel in colour)
     return red, green, blue
 
 
 def pick(random: Generator, colours: tuple[Colour, ...]) -> Colour:
-    """Draw one of some colours."""
+    """Draw one of the colours."""
     return colours[int(random.integers(len(colours)))]

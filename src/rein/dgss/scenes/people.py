@@ -1,4 +1,4 @@
-"""People on foot, bicycles, motorcycles, and those who ride them."""
+"""Pedestrians, bicycles, motorcycles and their riders."""
 
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ HAIRS: tuple[Colour, ...] = ((40, 32, 28), (92, 64, 42), (176, 140, 84), (150, 1
 
 
 class Person(NamedTuple):
-    """What a person looks like."""
+    """The appearance of a person."""
 
     coat: Colour
     trousers: Colour
@@ -40,7 +40,7 @@ class Person(NamedTuple):
 
 
 def draw_person(random: Generator) -> Person:
-    """Draw the look of a person."""
+    """Draw the appearance of a person."""
     return Person(
         coat=pick(random, CLOTHES),
         trousers=scaled(pick(random, CLOTHES), 0.7),
@@ -53,7 +53,7 @@ def draw_person(random: Generator) -> Person:
 
 
 def paint_person(painter: Painter, x: float, z: float, person: Person) -> None:
-    """Paint someone on foot."""
+    """Paint a pedestrian."""
     figure = Figure(painter, x, z, size=person.height / 1.75)
     trousers, coat = figure.surface(PERSON, person.trousers), figure.surface(PERSON, person.coat)
     dark = figure.surface(PERSON, scaled(person.coat, 0.78))
@@ -77,7 +77,7 @@ def paint_person(painter: Painter, x: float, z: float, person: Person) -> None:
 
 
 def paint_bicycle(painter: Painter, x: float, z: float, squeeze: float, tint: float) -> None:
-    """Paint a bicycle; `squeeze` is how much of its length is seen, negative when it points left."""
+    """Paint a bicycle; `squeeze` is the visible fraction of its length, negative if it points left."""
     figure = Figure(painter, x, z, squeeze)
     colour = (190 * tint + 20, 60 + 40 * tint, 170 - 150 * tint)
     tyre, frame = figure.surface(BICYCLE, TYRE), figure.surface(BICYCLE, colour)
@@ -97,7 +97,7 @@ def paint_bicycle(painter: Painter, x: float, z: float, squeeze: float, tint: fl
 
 
 def _paint_rider(painter: Painter, x: float, z: float, person: Person, lean: float, seat: float, helmet: Colour) -> None:
-    """Paint a rider above a seat that is `seat` metres high, leaning to where the machine points."""
+    """Paint a rider on a seat at `seat` metres; `lean` is the `squeeze` of the bicycle or motorcycle."""
     figure = Figure(painter, x, z)
     trousers, coat = figure.surface(RIDER, person.trousers), figure.surface(RIDER, person.coat, cover=0.1)
     skin, head = figure.surface(RIDER, person.skin), figure.surface(RIDER, helmet, cover=0.4)
@@ -126,7 +126,7 @@ def _paint_rider(painter: Painter, x: float, z: float, person: Person, lean: flo
 
 
 def paint_motorcycle(painter: Painter, x: float, z: float, squeeze: float) -> None:
-    """Paint a motorcycle; `squeeze` as for a bicycle."""
+    """Paint a motorcycle; `squeeze` is the visible fraction of its length, negative if it points left."""
     figure, upright = Figure(painter, x, z, squeeze), Figure(painter, x, z)
     tyre, body = figure.surface(MOTORCYCLE, TYRE), figure.surface(MOTORCYCLE, (158, 38, 36), cover=0.3)
     steel = figure.surface(MOTORCYCLE, (140, 142, 146))
@@ -143,12 +143,12 @@ def paint_motorcycle(painter: Painter, x: float, z: float, squeeze: float) -> No
 
 
 def paint_cyclist(painter: Painter, x: float, z: float, person: Person, squeeze: float, tint: float) -> None:
-    """Paint a bicycle and who rides it."""
+    """Paint a bicycle with its rider."""
     paint_bicycle(painter, x, z, squeeze, tint)
     _paint_rider(painter, x, z, person, squeeze, 0.95, (214, 214, 210))
 
 
 def paint_motorcyclist(painter: Painter, x: float, z: float, person: Person, squeeze: float, tint: float) -> None:
-    """Paint a motorcycle and who rides it."""
+    """Paint a motorcycle with its rider."""
     paint_motorcycle(painter, x, z, squeeze)
     _paint_rider(painter, x, z, person, squeeze, 0.86, (60 + 150 * tint, 60, 70))

@@ -1,4 +1,4 @@
-"""Turns a painting of surface numbers into what the camera sees: label, depth, colour, at the size asked for."""
+"""Converts the painted image of surface numbers to label, depth and colour at the requested size."""
 
 from itertools import chain
 
@@ -15,12 +15,12 @@ from rein.dgss.scenes.view import Layers, View
 SUPERSAMPLING = 2
 SKY_DEPTH = 1000.0
 
-# What makes a surface's first columns bytes: label, colour, sun, glow, snow cover.
+# Factors that convert the first columns of `Surface` to bytes: label, colour, sun, glow, snow cover.
 BYTE_SCALES = np.array((1, 1, 1, 1, 255, 1, 1, 1, 255), np.float32)
 
 
 def read_back(painter: Painter, street: Street) -> View:
-    """Return what was painted; colours and shares averaged over supersampled pixels, label and depth not."""
+    """Return the view of a painted street. Colours and fractions are averaged over supersampled pixels; label and depth are not."""
     camera = painter.camera
     a = ((np.arange(camera.columns) + 0.5 - camera.centre) / camera.focal).astype(np.float32)
     b = ((np.arange(camera.rows) + 0.5 - camera.horizon) / camera.focal).astype(np.float32)
@@ -46,11 +46,11 @@ def read_back(painter: Painter, street: Street) -> View:
 
     step, colour, glow = SUPERSAMPLING, _average(layers.colour), _average(layers.glow)
     return View(
-        albedo=_shares(colour[..., :3]),
-        sky=_shares(_average(bare * np.uint8(255))),
-        sun=_shares(colour[..., 3]),
-        glow=_shares(glow[..., :3]),
-        cover=_shares(glow[..., 3]),
+        albedo=_fractions(colour[..., :3]),
+        sky=_fractions(_average(bare * np.uint8(255))),
+        sun=_fractions(colour[..., 3]),
+        glow=_fractions(glow[..., :3]),
+        cover=_fractions(glow[..., 3]),
         label=np.ascontiguousarray(layers.label[::step, ::step]),
         depth=np.ascontiguousarray(layers.depth[::step, ::step]),
         a=a[::step],
@@ -63,18 +63,18 @@ def read_back(painter: Painter, street: Street) -> View:
 
 
 def _take_four(table: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Return rows of a byte table (surfaces, 4) by number (H, W), as (H, W, 4)."""
+    """Gather rows of a byte table (surfaces, 4) by surface number (H, W) -> (H, W, 4)."""
     return np.ascontiguousarray(table).view(np.uint32).ravel().take(numbers)[..., None].view(np.uint8)
 
 
 def _average(layer: np.ndarray) -> np.ndarray:
-    """Return the mean of supersampled bytes, (H, W) or (H, W, 4)."""
+    """Return the mean over supersampled pixels of a uint8 layer, (H, W) or (H, W, 4)."""
     rows, columns = layer.shape[:2]
-    mode = "L" if layer.ndim == 2 else "RGBX"  # not "RGBA": there the fourth would weigh the others
+    mode = "L" if layer.ndim == 2 else "RGBX"  # not "RGBA", where Pillow weights the colours by alpha
     image = Image.frombuffer(mode, (columns, rows), np.ascontiguousarray(layer), "raw", mode, 0, 1)
     return np.asarray(image.reduce(SUPERSAMPLING))
 
 
-def _shares(layer: np.ndarray) -> np.ndarray:
-    """Return bytes as float32 in 0..1, contiguous."""
+def _fractions(layer: np.ndarray) -> np.ndarray:
+    """Convert uint8 to contiguous float32 in 0..1."""
     return np.ascontiguousarray(layer).astype(np.float32) * np.float32(1 / 255)

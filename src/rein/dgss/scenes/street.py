@@ -1,4 +1,4 @@
-"""The plan of a street across its width: lanes, verges, pavements, gardens and the cross street."""
+"""The plan of a street: lanes, verges, pavements, gardens and the cross street."""
 
 from typing import NamedTuple
 
@@ -6,41 +6,41 @@ from numpy.random import Generator
 
 
 class Side(NamedTuple):
-    """One side of the street; all distances in metres from the camera's lane, towards the side."""
+    """One side of the street; distances in metres from the middle of the camera's lane."""
 
     sign: int  # -1 left, 1 right
-    parking: bool  # a lane of parked cars
-    road: float  # where the road ends
-    verge: float  # where the strip of grass ends; equal to road plus kerb without one
-    pavement: float  # where the pavement ends
-    facade: float  # where the buildings stand; a garden lies between
+    parking: bool  # whether there is a lane of parked cars
+    road: float  # end of the road
+    verge: float  # end of the strip of grass; end of the kerb if there is no grass
+    pavement: float  # end of the pavement
+    facade: float  # front of the buildings; gardens lie between pavement and facade
 
     def x(self, distance: float) -> float:
-        """Return metres right of the camera's lane."""
+        """Return a distance on this side as metres to the right of the camera's lane."""
         return self.sign * distance
 
 
 class Street(NamedTuple):
-    """The plan of a street; metres."""
+    """The plan of a street; lengths in metres."""
 
     lane: float
     lanes_left: int  # lanes of oncoming traffic
-    lanes_right: int  # lanes in the camera's direction, its own the leftmost
+    lanes_right: int  # lanes in the camera's direction; the leftmost is the camera's lane
     sides: tuple[Side, Side]
-    crossing: float | None  # where a cross street begins
+    crossing: float | None  # distance at which a cross street begins
     crossing_width: float
-    bend: float  # the middle lies `bend * z * z` to the right at distance z
+    bend: float  # at distance z, the street is shifted by `bend * z * z` to the right
     suburb: bool
-    greenery: float  # 0 to 1
-    bustle: float  # 0 to 1
+    greenery: float  # 0 to 1, density of trees
+    bustle: float  # 0 to 1, density of people and vehicles
     tram: bool
 
     def is_clear(self, z: float) -> bool:
-        """Return whether a place along the street is outside the cross street and its zebra crossing."""
+        """Return whether distance `z` is outside the cross street and its zebra crossing."""
         return self.crossing is None or not self.crossing - 6 < z < self.crossing + self.crossing_width + 2
 
     def beyond_crossing(self, z: float, length: float) -> float:
-        """Return z, or where the cross street ends if something that long would stand in it."""
+        """Return `z`, or the end of the cross street if an object of this length at `z` would stand in it."""
         if self.crossing is None or z > self.crossing + self.crossing_width or z + length < self.crossing - 5:
             return z
         return self.crossing + self.crossing_width + 1.0

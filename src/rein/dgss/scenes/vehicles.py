@@ -1,4 +1,4 @@
-"""Cars, vans, trucks, buses and trams: a lengthwise profile, seen from one end and from one side."""
+"""Cars, vans, trucks, buses and trams: a side profile, of which one end and one side are visible."""
 
 from typing import NamedTuple
 
@@ -7,19 +7,19 @@ from rein.dgss.scenes.palette import BLACK, BUS, CAR, TAIL_LIGHT_GLOW, TRAIN, TR
 
 GLASS: Colour = (52, 64, 78)
 HEADLIGHT_GLOW: Colour = (255, 244, 214)
-FACE_COVERS = {"b": 0.1, "g": 0.25, "r": 0.95}  # share on which snow stays
-DETAIL_REACH = 45.0  # metres; beyond it what can hardly be seen is left out
+FACE_COVERS = {"b": 0.1, "g": 0.25, "r": 0.95}  # fraction that snow covers
+DETAIL_REACH = 45.0  # metres; details are painted up to this distance
 
 
 class Vehicle(NamedTuple):
-    """A vehicle's lengthwise profile, from the tail over the roof to the nose; metres.
+    """The side profile of a vehicle, from the tail over the roof to the nose; metres.
 
-    Each profile point is (along, up, half width); the faces between them are body, glass or roof.
+    Each profile point is (along, up, half width). The faces between the points are body, glass or roof.
     """
 
     label: int
     profile: tuple[Point, ...]
-    faces: str  # one letter a face: b body, g glass, r roof or bonnet
+    faces: str  # one letter per face: b body, g glass, r roof or bonnet
     windows: tuple[float, float, float, float, float, float]  # along: tail low, tail high, nose high, nose low; up: low, high
     panes: int
     wheels: tuple[float, ...]
@@ -27,12 +27,12 @@ class Vehicle(NamedTuple):
 
     @property
     def length(self) -> float:
-        """Its length, bumpers included."""
+        """Length including bumpers."""
         return max(along for along, _, _ in self.profile)
 
     @property
     def underside(self) -> float:
-        """Its length on the ground."""
+        """Length of the underside."""
         return self.profile[-1][0]
 
 
@@ -89,16 +89,16 @@ PAINTS: tuple[Colour, ...] = (
 
 
 def paint_vehicle(painter: Painter, x: float, z: float, vehicle: Vehicle, away: bool, colour: Colour, lit: bool) -> None:
-    """Paint a vehicle whose nearest end stands at z: roof first, then the visible side, then the end.
+    """Paint a vehicle: the roof, then the visible side, then the end that faces the camera.
 
     Args:
-        painter: paints it.
-        x: its middle.
-        z: its end towards the camera.
-        vehicle: its kind.
-        away: whether that end is its tail.
-        colour: its paint.
-        lit: whether its lights are on after dark.
+        painter: the painter of the street.
+        x: position of its middle.
+        z: position of the end that faces the camera.
+        vehicle: its shape.
+        away: whether it drives away from the camera, which then sees its tail.
+        colour: colour of the body.
+        lit: whether its lights are on at night.
     """
     length, profile, faces = vehicle.length, vehicle.profile, vehicle.faces
     if not away:
@@ -131,7 +131,7 @@ def paint_vehicle(painter: Painter, x: float, z: float, vehicle: Vehicle, away: 
 def _paint_face(
     painter: Painter, x: float, z: float, vehicle: Vehicle, low: Point, high: Point, kind: str, colour: Colour
 ) -> None:
-    """Paint what spans the width between two points of the profile."""
+    """Paint the face across the vehicle between two points of the profile."""
     (along0, up0, half0), (along1, up1, half1) = low, high
     rise, run = abs(up1 - up0), abs(along1 - along0)
     steep = (rise * rise + run * run) ** 0.5 or 1.0
@@ -154,7 +154,7 @@ def _paint_flank(
     colour: Colour,
     sign: int,
 ) -> None:
-    """Paint the visible side, left (-1) or right (1): body, windows and, where they can be seen, wheels."""
+    """Paint the visible side, left (-1) or right (1): body, windows and, if it is near, wheels."""
     length, widest = vehicle.length, max(half for _, _, half in profile)
     edge = x + sign * widest
     plane = painter.plane(edge, z, edge, z + length)
@@ -189,7 +189,7 @@ def _paint_flank(
 
 
 def _paint_end(figure: Figure, vehicle: Vehicle, profile: tuple[Point, ...], away: bool, lit: bool) -> None:
-    """Paint lights, bumper and number plate on the end that faces the camera."""
+    """Paint lights, grille, bumper and number plate on the end that faces the camera."""
     half, low = profile[1][2], profile[0][1]
     high = profile[1][1] + 0.15 if vehicle.label == CAR else low + 0.55
     glow = (TAIL_LIGHT_GLOW if away else HEADLIGHT_GLOW) if lit else BLACK

@@ -1,4 +1,4 @@
-"""What the camera sees of a street before light and weather, as the painting is read back and once it is."""
+"""The camera's view of a street before light and weather: supersampled `Layers` and the final `View`."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,11 +9,11 @@ import numpy as np
 class Layers(NamedTuple):
     """Supersampled layers of H x W pixels, filled in place; lengths in metres.
 
-    Four bytes a pixel and not three: numpy gathers and scatters them as one uint32, several times faster.
+    Colours have four bytes per pixel, because numpy gathers and scatters one uint32 several times faster than three bytes.
     """
 
-    a: np.ndarray  # (W,), metres to the right per metre ahead
-    b: np.ndarray  # (H,), metres down per metre ahead
+    a: np.ndarray  # (W,) float32, metres to the right per metre ahead
+    b: np.ndarray  # (H,) float32, metres down per metre ahead
     label: np.ndarray  # (H, W) uint8
     depth: np.ndarray  # (H, W) float32
     colour: np.ndarray  # (H, W, 4) uint8: red, green, blue, sun
@@ -22,22 +22,22 @@ class Layers(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """Layers of H x W pixels, colours and shares in 0..1, lengths in metres; float32 unless said otherwise.
+    """Layers of H x W pixels; colours and fractions in 0..1, lengths in metres; float32 unless stated otherwise.
 
     Attributes:
-        albedo: `(H, W, 3)`, the colour of surfaces in even light; black where sky is.
-        sky: `(H, W)`, share of the pixel that is sky.
-        sun: `(H, W)`, how straight sunlight falls on the surface, 0 in shadow.
-        glow: `(H, W, 3)`, light that surfaces give off after dark.
-        cover: `(H, W)`, share of the pixel on which snow stays, other than ground.
+        albedo: `(H, W, 3)`, colour of surfaces in uniform light; black in the sky.
+        sky: `(H, W)`, fraction of the pixel that is sky.
+        sun: `(H, W)`, how directly sunlight falls on the surface; 0 in shadow.
+        glow: `(H, W, 3)`, light that surfaces emit at night.
+        cover: `(H, W)`, fraction of the pixel that snow covers, except on the ground.
         label: `(H, W)` uint8, train ids.
         depth: `(H, W)`, distance along the viewing direction.
         a: `(W,)`, metres to the right per metre ahead, for each column.
         b: `(H,)`, metres down per metre ahead, for each row; negative above the horizon.
         camera_height: metres above the ground.
-        bend: the street's centre lies `bend * z * z` to the right at distance z.
+        bend: at distance z, the street is shifted by `bend * z * z` to the right.
         lane: width of a lane.
-        lamps: `(N, 3)`, street lamps: right of the camera, above the ground, ahead.
+        lamps: `(N, 3)`, positions of street lamps: to the right of the camera, above the ground, ahead.
     """
 
     albedo: np.ndarray

@@ -1,7 +1,7 @@
-"""What a generated street looks like by clear day, in fog, at night, in rain and in snow.
+"""Renders a street on a clear day, in fog, at night, in rain and in snow.
 
-Each look is a function of a `View`, what the camera sees before light and weather, and of a random generator.
-None of them moves anything: labels and depth stay as they are.
+Each domain is a function of a `View`, which is independent of light and weather, and of a random generator. It returns the image and
+leaves labels and depth unchanged.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from rein.dgss.scenes.view import View
 Triple = tuple[float, float, float]
 
 
-# --- the looks ------------------------------------------------------------------------------------------
+# --- domains -------------------------------------------------------------------------------------------
 
 
 def day(view: View, random: Generator) -> np.ndarray:
-    """Clear day: sun and blue sky, with some clouds. Returns `(H, W, 3)` uint8, as all looks do."""
+    """Clear day: sun and blue sky with some clouds. Like every domain, it returns `(H, W, 3)` uint8."""
     exposure = random.uniform(0.88, 1.1)
     warmth = random.uniform(-0.04, 0.06)
     ambient = np.array((0.62, 0.66, 0.72), np.float32)
@@ -35,7 +35,7 @@ def day(view: View, random: Generator) -> np.ndarray:
 
 
 def fog(view: View, random: Generator) -> np.ndarray:
-    """Fog by Koschmieder's law, I = J t + A (1 - t) with t = exp(-beta depth); beta varies by seed."""
+    """Fog by Koschmieder's law, I = J t + A (1 - t) with t = exp(-beta depth); beta depends on the seed."""
     beta = random.uniform(0.022, 0.06)
     grey, tint = random.uniform(0.70, 0.82), random.uniform(-0.02, 0.02)
     airlight = (grey + tint, grey + 0.005, grey - tint + 0.01)
@@ -47,20 +47,20 @@ def fog(view: View, random: Generator) -> np.ndarray:
 
 
 def night(view: View, random: Generator) -> np.ndarray:
-    """Night: faint blue light, pools of light under street lamps, headlights, lit windows, sensor noise."""
+    """Night: faint blue light, light under street lamps, headlights, lit windows and sensor noise."""
     strength = random.uniform(0.85, 1.15)
     light = np.array((0.13, 0.155, 0.24), np.float32) * np.float32(strength)
     light = light + _tinted(_lamp_light(view), (1.0, 0.80, 0.52))
     light += _tinted(_headlight(view), (0.95, 0.93, 0.84))
     image = view.albedo * light
-    image = image / (1.0 + 0.35 * image)  # the sensor saturates softly under the lamps
+    image = image / (1.0 + 0.35 * image)  # soft saturation of the sensor under the lamps
     top, horizon = (0.035, 0.05, 0.11), (0.13, 0.115, 0.14)
     _add_sky(image, view, _sky(view, random, top, horizon, (0.13, 0.12, 0.15), random.uniform(0.2, 0.7)))
     rows = len(view.b)
     image += view.glow * np.float32(0.85)
     image += _blur(view.glow, rows / 90) * np.float32(0.5) + _blur(view.glow, rows / 22) * np.float32(0.4)
     _add_lamp_halos(image, view)
-    # The camera exposes for the scene, so bright shop fronts darken the rest.
+    # Automatic exposure: bright shop fronts darken the rest of the image.
     np.clip(image, 0, 1.3, out=image)
     image *= np.float32(min(1.0, 0.155 / float(image.mean())))
     noise = random.standard_normal((rows, len(view.a), 1), dtype=np.float32)
@@ -69,7 +69,7 @@ def night(view: View, random: Generator) -> np.ndarray:
 
 
 def rain(view: View, random: Generator) -> np.ndarray:
-    """Rain: grey light, wet ground that mirrors what stands on it, haze, streaks, drops on the lens."""
+    """Rain: grey light, wet ground with reflections, haze, rain streaks, and drops on the lens."""
     strength = random.uniform(0.7, 1.0)
     image = view.albedo * np.array((0.60, 0.63, 0.67), np.float32)
     ground = _is_ground(view)
@@ -89,7 +89,7 @@ def snow(view: View, random: Generator) -> np.ndarray:
     """Snow: white ground with tyre tracks, white roofs and crowns, overcast light, haze, falling flakes."""
     cover = _snow_cover(view, random)[..., None]
     white = np.array((0.97, 0.985, 1.0), np.float32)
-    # A little of the ground's own grain shows through, else snow looks like paper.
+    # Some grain of the ground remains visible; without it, snow looks like paper.
     albedo = view.albedo + cover * (white * (0.94 + 0.12 * (_grey(view.albedo) - 0.4)) - view.albedo)
     light = np.array((0.80, 0.83, 0.88), np.float32) + np.float32(0.10) * view.sun[..., None]
     image = albedo * light + view.glow * np.float32(0.3)
@@ -101,7 +101,13 @@ def snow(view: View, random: Generator) -> np.ndarray:
     return _to_bytes(image)
 
 
-LOOKS: dict[str, Callable[[View, Generator], np.ndarray]] = {"day": day, "fog": fog, "night": night, "rain": rain, "snow": snow}
+RENDERERS: dict[str, Callable[[View, Generator], np.ndarray]] = {
+    "day": day,
+    "fog": fog,
+    "night": night,
+    "rain": rain,
+    "snow": snow,
+}
 
 
 # --- light and air --------------------------------------------------------------------------------------
@@ -112,7 +118,7 @@ def _to_bytes(image: np.ndarray) -> np.ndarray:
 
 
 def _tinted(layer: np.ndarray, colour: Triple) -> np.ndarray:
-    """Return a layer `(H, W)` times a colour, `(H, W, 3)`; quicker by channel than by broadcasting over three."""
+    """Return a layer `(H, W)` times a colour, `(H, W, 3)`; a loop over channels is faster than broadcasting."""
     image = np.empty((*layer.shape, 3), np.float32)
     for channel, tone in enumerate(colour):
         np.multiply(layer, np.float32(tone), out=image[..., channel])
@@ -120,13 +126,13 @@ def _tinted(layer: np.ndarray, colour: Triple) -> np.ndarray:
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
-    """Return the mean of the channels, `(H, W, 1)`; by hand, as numpy's mean over three is slow."""
+    """Return the mean of the channels, `(H, W, 1)`; a sum is faster than numpy's mean over three values."""
     return (image[..., :1] + image[..., 1:2] + image[..., 2:]) / np.float32(3)
 
 
 def _blur(layer: np.ndarray, radius: float) -> np.ndarray:
     image = Image.fromarray(_to_bytes(layer))
-    size, shrink = image.size, max(1, min(4, int(radius / 2)))  # a wide blur loses nothing in a small image
+    size, shrink = image.size, max(1, min(4, int(radius / 2)))  # a wide blur gives the same result at a lower resolution
     blurred = image.reduce(shrink).filter(ImageFilter.GaussianBlur(radius / shrink)).resize(size, Image.Resampling.BILINEAR)
     return np.asarray(blurred, np.float32) * np.float32(1 / 255)
 
@@ -136,7 +142,7 @@ def _is_ground(view: View) -> np.ndarray:
 
 
 def _haze(image: np.ndarray, view: View, airlight: Triple, beta: float) -> None:
-    """Scatter in place, Koschmieder's law; the sky's share of a pixel is left for `_add_sky`."""
+    """Apply Koschmieder's law in place; `_add_sky` adds the sky's part of a pixel."""
     clear = np.exp(view.depth * np.float32(-beta))
     image *= clear[..., None]
     image += _tinted((1 - clear) * (1 - view.sky), airlight)
@@ -147,7 +153,7 @@ def _add_sky(image: np.ndarray, view: View, sky: np.ndarray) -> None:
 
 
 def _sky(view: View, random: Generator, top: Triple, horizon: Triple, cloud: Triple, amount: float) -> np.ndarray:
-    """Return the sky for the whole image, `(H, W, 3)`: a gradient, and clouds that shrink to the horizon."""
+    """Return the sky for the whole image, `(H, W, 3)`: a gradient, and clouds that get smaller towards the horizon."""
     rise = np.clip(-view.b, 0, None).astype(np.float32)
     share = np.clip(rise / 0.5, 0, 1)[:, None] ** 0.7
     gradient = (1 - share) * np.asarray(horizon, np.float32) + share * np.asarray(top, np.float32)
@@ -165,7 +171,7 @@ def _sky(view: View, random: Generator, top: Triple, horizon: Triple, cloud: Tri
 
 
 def _lamp_light(view: View) -> np.ndarray:
-    """Return the light of the street lamps on every surface, `(H, W)`: inverse square, only downwards."""
+    """Return the light of the street lamps on every surface, `(H, W)`: inverse square law, downwards only."""
     x, up = view.a * view.depth, view.camera_height - view.b[:, None] * view.depth
     light = np.zeros_like(view.depth)
     for lamp_x, lamp_up, lamp_z in view.lamps.tolist():
@@ -178,14 +184,14 @@ def _lamp_light(view: View) -> np.ndarray:
 
 
 def _headlight(view: View) -> np.ndarray:
-    """Return the light of the camera's own car, `(H, W)`."""
+    """Return the light of the headlights of the camera's car, `(H, W)`."""
     up = view.camera_height - view.b[:, None] * view.depth
     beam = np.clip(1 - (view.a / 0.85) ** 2, 0, 1) * np.clip(1.35 - 0.4 * up, 0.12, 1)
     return (beam * 0.36 / (1 + (view.depth / 17) ** 2)).astype(np.float32)
 
 
 def _add_lamp_halos(image: np.ndarray, view: View) -> None:
-    """Add the glow around street lamps that nothing hides, and the faint cone of light below each."""
+    """Add the glow around each visible street lamp and the faint cone of light below it, in place."""
     rows, columns = view.depth.shape
     step_a, step_b = view.a[1] - view.a[0], view.b[1] - view.b[0]
     warm = np.array((1.0, 0.82, 0.55), np.float32)
@@ -212,7 +218,7 @@ def _add_lamp_halos(image: np.ndarray, view: View) -> None:
 
 
 def _mirror_in_wet_ground(image: np.ndarray, view: View, ground: np.ndarray, random: Generator) -> None:
-    """Mix into ground pixels, in place, what stands above them, mirrored at its foot and blurred."""
+    """Blend into ground pixels, in place, the objects above them, mirrored at their foot and blurred."""
     rows, columns = view.label.shape
     row = np.arange(rows, dtype=np.int32)[:, None]
     foot = np.maximum.accumulate(np.where(ground, np.int32(-1), row), axis=0)
@@ -232,7 +238,7 @@ def _mirror_in_wet_ground(image: np.ndarray, view: View, ground: np.ndarray, ran
 
 
 def _streaks(view: View, random: Generator) -> np.ndarray:
-    """Return falling rain as an opacity, `(H, W)`."""
+    """Return the opacity of falling rain, `(H, W)`."""
     rows, columns = view.label.shape
     layer = Image.new("L", (columns, rows), 0)
     draw = ImageDraw.Draw(layer)
@@ -246,7 +252,7 @@ def _streaks(view: View, random: Generator) -> np.ndarray:
 
 
 def _lens_drops(image: np.ndarray, random: Generator) -> np.ndarray:
-    """Put a few drops on the lens: each shows its surroundings small, blurred and upside down."""
+    """Add a few drops on the lens; each shows its surroundings reduced and upside down."""
     rows, columns = image.shape[:2]
     for _ in range(int(random.integers(3, 9))):
         radius = max(2, int(rows * random.uniform(0.014, 0.035)))
@@ -269,14 +275,14 @@ def _lens_drops(image: np.ndarray, random: Generator) -> np.ndarray:
 
 
 def _snow_cover(view: View, random: Generator) -> np.ndarray:
-    """Return the share of every pixel that snow hides, `(H, W)`; cars have cleared tracks on the road."""
+    """Return the fraction of every pixel that snow covers, `(H, W)`; tyre tracks on the road have less."""
     z = view.depth
     x = view.a * z - view.bend * z * z
     patchy = shifted_noise(x * 9, z * 4, random) - 0.5
     lane = x / view.lane + 0.5
     lane -= np.floor(lane)
-    place = np.abs(np.abs(lane - 0.5) * view.lane - 0.75)
-    track = np.clip(1.5 - place / 0.26, 0, 1)
+    offset = np.abs(np.abs(lane - 0.5) * view.lane - 0.75)  # from the middle of a tyre track, in metres
+    track = np.clip(1.5 - offset / 0.26, 0, 1)
     depth_of_snow = random.uniform(0.78, 0.95)
     road = depth_of_snow - (0.34 + 0.25 * random.random()) * track + 0.5 * patchy
     beside = 0.93 + 0.25 * patchy
@@ -285,7 +291,7 @@ def _snow_cover(view: View, random: Generator) -> np.ndarray:
 
 
 def _flakes(view: View, random: Generator) -> np.ndarray:
-    """Return falling snow as an opacity, `(H, W)`: many small far flakes, few large near ones."""
+    """Return the opacity of falling snow, `(H, W)`: many small flakes far away, few large ones near the camera."""
     rows, columns = view.label.shape
     unit = rows / 128
     opacity = np.zeros((rows, columns), np.float32)

@@ -1,0 +1,244 @@
+"""Data sets on disk: folder layouts, images with labels (`Files`) and images without labels (`Images`).
+
+Opening a data set lists its folders and matches every image with its label. Files are read on access.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from rein.dgss.data.datasets.encodings import Encoding, check_rgb, read_rgb
+from rein.dgss.data.pairs import Pairs, Sample
+from rein.dgss.labels import IGNORE_LABEL, LabelSpace
+from rein.errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+NO_LABEL = "no label"  # start of the reason in `left_out` for an image whose label is missing
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One folder of images and the folder of their labels, below the data set's root.
+
+    Attributes:
+        images: the folder of images; `{split}` is replaced by the split.
+        image_names: patterns of image names; `{}` matches the stem, as in `{}_leftImg8bit.png`.
+        labels: the folder of labels; `{split}` is replaced by the split.
+        label_name: pattern of the label's name; `{}` is replaced by the stem.
+        encoding: how labels encode classes.
+        recursive: search subfolders too. The label is in the subfolder of the same name.
+        prefix: start of the image's name in `Pairs.name_of`.
+    """
+
+    images: str
+    image_names: tuple[str, ...]
+    labels: str
+    label_name: str
+    encoding: Encoding
+    recursive: bool = True
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class _Found:
+    name: str
+    image: Path
+    label: Path  # the expected path
+    missing: bool  # the label does not exist
+    encoding: Encoding
+
+
+class Images(Dataset[Tensor]):
+    """Images without labels, for prediction.
+
+    Args:
+        path: an image file, or a folder whose images, including those in subfolders, are used in the order of their names.
+
+    Attributes:
+        paths: path of each image.
+
+    Raises:
+        InputError: `path` does not exist or has no images.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        self.root = path if path.is_dir() else path.parent
+        if not path.exists():
+            raise InputError(f"{path} does not exist; expected a folder of images or an image file.")
+        inside = sorted(_files(path, recursive=True)) if path.is_dir() else [path.name]
+        self.paths = [self.root / name for name in inside if name.lower().endswith(IMAGE_SUFFIXES)]
+        if not self.paths:
+            raise InputError(f"{path} has no images; expected files that end in {', '.join(IMAGE_SUFFIXES)}.")
+        self._stems = Counter(path.relative_to(self.root).with_suffix("") for path in self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """The image, (3, H, W) uint8."""
+        return self.read_image(index)
+
+    def read_image(self, index: int) -> Tensor:
+        """The image, (3, H, W) uint8."""
+        return torch.from_numpy(read_rgb(self.paths[index])).permute(2, 0, 1)
+
+    def check(self) -> None:
+        """Check the header of every file, so that a bad file is found before a long prediction starts.
+
+        Raises:
+            InputError: files cannot be used; the message names the first and counts the others.
+        """
+        wrong = []
+        for path in self.paths:
+            try:
+                check_rgb(path)
+            except InputError as error:
+                wrong.append(str(error))
+        if wrong:
+            more = f" ({len(wrong)} such files of {len(self.paths)})" if len(wrong) > 1 else ""
+            raise InputError(f"{wrong[0]}{more}")
+
+    def name_of(self, index: int) -> str:
+        """The image's path below the folder. The suffix is removed unless two names differ only in the suffix."""
+        path = self.paths[index].relative_to(self.root)
+        stem = path.with_suffix("")
+        return (stem if self._stems[stem] == 1 else path).as_posix()
+
+
+class Files(Pairs):
+    """Images and labels in folders.
+
+    Args:
+        root: folder of the data set, in its publisher's layout.
+        split: replaces `{split}` in the layouts.
+        layouts: alternatives; each alternative is one or more layouts whose images are used together. The first alternative with
+            labels is used.
+        space: the classes of the labels.
+        labels: False opens images only; every label is filled with 255.
+        skip_unlabelled: list images without a label in `left_out` instead of raising.
+
+    Raises:
+        InputError: there are no images, or an image has no label. The message names the folder or the file.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        layouts: Sequence[Sequence[Layout]],
+        space: LabelSpace,
+        labels: bool = True,
+        skip_unlabelled: bool = False,
+    ) -> None:
+        self.space = space
+        found = _find(root, split, layouts)
+        missing = [entry for entry in found if entry.missing] if labels else []
+        if missing and (not skip_unlabelled or len(missing) == len(found)):
+            raise InputError(
+                f"{missing[0].image} has no label; expected {missing[0].label}. To open images without labels, set labels=false."
+            )
+        self.left_out = {entry.image: f"{NO_LABEL}; expected {entry.label}" for entry in missing}
+        used = [entry for entry in found if not (labels and entry.missing)]
+        self.pairs = [(entry.image, entry.label if labels else None) for entry in used]
+        self._names = [entry.name for entry in used]
+        self._encodings = [entry.encoding for entry in used]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        image = self.read_image(index)
+        path, label_path = self.pairs[index]
+        if label_path is None:
+            return image, torch.full(image.shape[1:], IGNORE_LABEL, dtype=torch.uint8)
+        label = torch.from_numpy(self._encodings[index].decode(label_path))
+        if label.shape != image.shape[1:]:
+            raise InputError(
+                f"{path} is {image.shape[2]} x {image.shape[1]} pixels and its label {label_path} is {label.shape[1]} x "
+                f"{label.shape[0]}; expected equal sizes."
+            )
+        return image, label
+
+    def read_image(self, index: int) -> Tensor:
+        """The image without its label, (3, H, W) uint8."""
+        return torch.from_numpy(read_rgb(self.pairs[index][0])).permute(2, 0, 1)
+
+    def name_of(self, index: int) -> str:
+        """The image's path below the folder of images, without the prefix and suffix that all names share."""
+        return self._names[index]
+
+    def leave_out(self, reasons: dict[Path, str]) -> None:
+        """Remove images and add their reasons to `left_out`."""
+        self.left_out = self.left_out | reasons
+        self.keep({image for image, _ in self.pairs} - reasons.keys())
+
+    def keep(self, images: Collection[Path]) -> None:
+        """Remove all other images."""
+        kept = [i for i, (image, _) in enumerate(self.pairs) if image in images]
+        self.pairs = [self.pairs[i] for i in kept]
+        self._names = [self._names[i] for i in kept]
+        self._encodings = [self._encodings[i] for i in kept]
+
+
+def _find(root: Path, split: str, layouts: Sequence[Sequence[Layout]]) -> list[_Found]:
+    """The images of the first alternative with labels, else of the first alternative with images."""
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder; expected the folder of the data set.")
+    without_labels: list[_Found] = []
+    for alternative in layouts:
+        found = [entry for layout in alternative for entry in _find_layout(root, split, layout)]
+        if any(not entry.missing for entry in found):
+            return found
+        without_labels = without_labels or found
+    if without_labels:
+        return without_labels
+    every = [layout for alternative in layouts for layout in alternative]
+    folders = dict.fromkeys(str(root / layout.images.format(split=split)) for layout in every)
+    names = dict.fromkeys(name.replace("{}", "*") for layout in every for name in layout.image_names)
+    raise InputError(f"{' or '.join(folders)} has no images; expected {', '.join(names)}.")
+
+
+def _find_layout(root: Path, split: str, layout: Layout) -> Iterator[_Found]:
+    images, labels = (root / folder.format(split=split) for folder in (layout.images, layout.labels))
+    present = {_lower_suffix(path): path for path in _files(labels, layout.recursive)} if images.is_dir() else {}
+    patterns = [name.split("{}") for name in layout.image_names]
+    seen: dict[str, str] = {}
+    for path in sorted(_files(images, layout.recursive)):
+        folder, name = os.path.split(path)
+        for before, after in patterns:
+            if name.startswith(before) and name.lower().endswith(after.lower()) and len(name) > len(before) + len(after):
+                stem = name[len(before) : len(name) - len(after)]
+                key = os.path.join(folder, stem).replace(os.sep, "/")
+                if key in seen:
+                    raise InputError(
+                        f"{images} has several images named {key!r}, for one label; expected one. Rename or remove the others."
+                    )
+                seen[key] = path
+                label = os.path.join(folder, layout.label_name.format(stem))
+                label_path = labels / present.get(label, label)
+                yield _Found(layout.prefix + key, images / path, label_path, label not in present, layout.encoding)
+                break
+
+
+def _files(folder: Path, recursive: bool) -> Iterator[str]:
+    """Paths of the files in a folder, relative to it, without hidden files and folders."""
+    for current, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        inside = os.path.relpath(current, folder)
+        for name in names:
+            if not name.startswith("."):
+                yield name if inside == "." else os.path.join(inside, name)
+
+
+def _lower_suffix(path: str) -> str:
+    stem, suffix = os.path.splitext(path)
+    return stem + suffix.lower()

@@ -1,0 +1,184 @@
+"""Lightning callbacks that write what evaluation finds: pictures during training, tables and results of a test, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+
+from rein.dgss import panels
+from rein.dgss.data.datamodule import DomainData
+from rein.dgss.evaluation.results import Example, Published, Result, class_table, result_table, write_run
+from rein.dgss.labels import LabelSpace
+
+EXAMPLES = 3  # pairs of each domain whose pictures are kept
+
+
+class ValidationPictures(Callback):
+    """After each validation, write a picture of the first pairs with label and prediction; also to TensorBoard.
+
+    Args:
+        folder: folder of the files, `<step>.png`.
+        space: names and colours of the classes.
+    """
+
+    def __init__(self, folder: Path, space: LabelSpace) -> None:
+        self.folder, self.space = folder, space
+        self._examples: list[panels.Example] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the first pairs."""
+        if batch_idx < EXAMPLES and trainer.is_global_zero and not trainer.sanity_checking:
+            image, label, prediction = _to_arrays(batch, outputs)
+            self._examples.append(panels.Example("", image, label, {"prediction": prediction}, {"prediction": float("nan")}))
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Draw them."""
+        if not self._examples:
+            return
+        title = f"source validation, step {trainer.global_step}"
+        picture = panels.comparison(self._examples, self.space, title, errors=True)
+        self._examples = []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        picture.save(self.folder / f"{trainer.global_step:06}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("source validation", np.array(picture), trainer.global_step, dataformats="HWC")
+
+
+class EvaluationReport(Callback):
+    """Print the tables of `rein validate` and `rein test`; write the results and examples of `rein test`.
+
+    Args:
+        out: the run's folder.
+        data: the data that is evaluated.
+        published: the figure that the recipe aims at.
+        checkpoint: which state is evaluated, for `results.json`.
+        say: prints a text.
+    """
+
+    def __init__(
+        self, out: Path, data: DomainData, published: Published | None, checkpoint: str, say: Callable[[str], object] = print
+    ) -> None:
+        self.out, self.data, self.published, self.checkpoint, self.say = out, data, published, checkpoint, say
+        self._examples: dict[str, list[Example]] = {}
+
+    def on_test_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep a few evenly spaced pairs of each domain."""
+        loader: Any = trainer.test_dataloaders[dataloader_idx]  # type: ignore[index]
+        if trainer.is_global_zero and batch_idx in _shown(len(loader)):
+            name = loader.dataset.dataset.name_of(int(batch[2]))
+            example = Example(name, *_to_arrays(batch, outputs))
+            self._examples.setdefault(self.data.targets[dataloader_idx].name, []).append(example)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Print the table of the source validation pairs."""
+        if trainer.is_global_zero:
+            self.say(class_table(self._result(pl_module, ["source validation"])))
+
+    def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Print the tables; write the JSON and the examples."""
+        if not trainer.is_global_zero:
+            return
+        model: Any = pl_module
+        result = self._result(model, [domain.name for domain in self.data.targets])
+        sources = [domain.name for domain in self.data.sources]
+        settings = {
+            **model.describe(),
+            "published": None if self.published is None else asdict(self.published),
+            "checkpoint": self.checkpoint,
+            "evaluation": self._evaluation(model),
+        }
+        write_run(self.out, settings, result, self.data.space, self._examples, sources)
+        self.say(f"{class_table(result)}\n\n{result_table([result], sources)}")
+        if self.published is not None and (self.published.miou or self.published.mean is not None):
+            self.say(f"published: {self.published}")
+        self.say(f"results.json and examples are in {self.out / 'test'}")
+
+    def _result(self, model: Any, names: list[str]) -> Result:
+        confusions = {name: model.confusions[index] for index, name in enumerate(names)}
+        classes = self.data.space.names
+        return Result(
+            method=model.method,
+            backbone_parameters=model.backbone_parameters,
+            tuned_parameters=model.tuned_parameters,
+            head_parameters=sum(parameter.numel() for parameter in model.segmenter.head.parameters()),
+            miou={name: confusion.mean_iou() for name, confusion in confusions.items()},
+            iou={name: dict(zip(classes, matrix.iou().tolist(), strict=True)) for name, matrix in confusions.items()},
+            step=model.loaded_step,
+            source_miou=model.loaded_source_miou,
+        )
+
+    def _evaluation(self, model: Any) -> Mapping[str, Any]:
+        """What must be equal in runs that are compared."""
+        targets = [{**asdict(domain), "path": str(domain.folder(self.data.root))} for domain in self.data.targets]
+        return {"targets": targets, "eval_edge": self.data.eval_edge, "limit": self.data.limit, "window": model.window}
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Write each prediction as `<name>.png`: class numbers, in the colours of the classes, in the folders of the images.
+
+    Args:
+        folder: folder of the predictions.
+        data: the data module that serves the images.
+    """
+
+    def __init__(self, folder: Path, data: DomainData) -> None:
+        super().__init__("batch")
+        self.folder, self.data = folder, data
+
+    def write_on_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write the classes of one image."""
+        classes, index = prediction
+        loader: Any = trainer.predict_dataloaders
+        picture = Image.fromarray(classes[0].to(torch.uint8).cpu().numpy(), "P")
+        picture.putpalette(panels.colour_table(self.data.space).tobytes())
+        path = self.folder / f"{loader.dataset.dataset.name_of(index)}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+
+
+def _shown(count: int) -> set[int]:
+    """Indices of the batches that are kept as examples: the middle of each of `EXAMPLES` equal parts."""
+    if count <= EXAMPLES:
+        return set(range(count))
+    return {round((part + 0.5) * count / EXAMPLES - 0.5) for part in range(EXAMPLES)}
+
+
+def _to_arrays(batch: Any, prediction: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first image (H, W, 3), label (H, W) and prediction (H, W) of a batch, uint8."""
+    image, label = batch[0][0].permute(1, 2, 0), batch[1][0]
+    return image.cpu().numpy(), label.cpu().numpy(), prediction[0].to(torch.uint8).cpu().numpy()

@@ -1,0 +1,111 @@
+"""`rein compare`: several evaluated runs side by side, as a table, as JSON and as panels."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rein.checkpoint import replace_file
+from rein.dgss import panels
+from rein.dgss.evaluation.results import EvaluatedRun, read_run, result_table, slug, write_results
+from rein.errors import InputError
+
+
+def compare(folders: Sequence[Path], out: Path, names: Sequence[str] | None = None) -> str:
+    """Compare runs that `rein test` has evaluated on the same data.
+
+    Writes to `out`: `table.txt`; `results.json`; `panel.png` with one pair of every domain; and `<domain>.png` with several pairs,
+    whose wrong pixels are red.
+
+    Args:
+        folders: the runs' folders, in the order of the columns.
+        out: folder of the results.
+        names: names of the runs; None names them by method or, where methods are equal, by folder.
+
+    Returns:
+        The table, as text.
+
+    Raises:
+        InputError: a folder holds no results, the runs were not evaluated on the same domains and classes in the same way, or
+            `out` cannot be written.
+    """
+    if not folders:
+        raise InputError("no run was given. Pass the folders of runs that rein test has evaluated.")
+    runs = [read_run(folder) for folder in folders]
+    names = names or _default_names(runs)
+    if len(names) != len(runs) or len(set(names)) < len(names):
+        raise InputError(f"{len(runs)} runs need {len(runs)} different names; got {', '.join(names)}.")
+    for run in runs[1:]:
+        _check_comparable(runs[0], run)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {out} cannot be made: {error.strerror}. Choose another --out.") from error
+    first = runs[0]
+    overview = []
+    for domain in first.result.miou:
+        examples = _examples(runs, names, domain)
+        if examples:
+            title = f"{domain}: predictions, and below them their errors in red (mIoU of the whole domain, %)"
+            _write_panel(out / f"{slug(domain)}.png", [replace(each, name="") for each in examples], first, title, errors=True)
+            overview.append(examples[len(examples) // 2])
+    if overview:
+        title = f"Trained on {', '.join(first.sources)} only (mIoU of the whole domain, %)"
+        _write_panel(out / "panel.png", overview, first, title)
+    results = [replace(run.result, method=name) for run, name in zip(runs, names, strict=True)]
+    settings = {
+        "sources": first.sources,
+        "targets": [name for name in first.result.miou if name not in first.sources],
+        "evaluation": first.evaluation,
+        "runs": [run.settings | {"folder": str(run.folder)} for run in runs],
+    }
+    write_results(out / "results.json", settings, results, first.sources)
+    table = result_table(results, first.sources)
+    replace_file(out / "table.txt", (table + "\n").encode())
+    return table
+
+
+def _check_comparable(first: EvaluatedRun, run: EvaluatedRun) -> None:
+    if run.space.names != first.space.names or list(run.result.miou) != list(first.result.miou):
+        raise InputError(
+            f"{run.folder} was evaluated on {', '.join(run.result.miou)} with {len(run.space.names)} classes, {first.folder} on "
+            f"{', '.join(first.result.miou)} with {len(first.space.names)}. Runs are comparable only on the same domains and classes."
+        )
+    differing = [key for key, value in first.evaluation.items() if run.evaluation.get(key) != value]
+    if differing:
+        pairs = "; ".join(f"{key} {run.evaluation.get(key)} and {first.evaluation[key]}" for key in differing)
+        raise InputError(
+            f"{run.folder} and {first.folder} were evaluated differently: {pairs}. Run rein test again with equal settings."
+        )
+
+
+def _examples(runs: Sequence[EvaluatedRun], names: Sequence[str], domain: str) -> list[panels.Example]:
+    """The pairs of a domain whose pictures every run has kept."""
+    kept = runs[0].examples.get(domain, [])
+    shared = [name for name in kept if all(name in run.examples.get(domain, []) for run in runs)]
+    found = []
+    for pair in shared:
+        examples = [run.example(domain, pair) for run in runs]
+        found.append(
+            panels.Example(
+                name=f"{domain} (source)" if domain in runs[0].sources else domain,
+                image=examples[0].image,
+                label=examples[0].label,
+                predictions={name: example.prediction for name, example in zip(names, examples, strict=True)},
+                miou={name: run.result.miou[domain] for name, run in zip(names, runs, strict=True)},
+            )
+        )
+    return found
+
+
+def _write_panel(path: Path, examples: Sequence[panels.Example], run: EvaluatedRun, title: str, *, errors: bool = False) -> None:
+    buffer = io.BytesIO()
+    panels.comparison(examples, run.space, title, errors=errors).save(buffer, "PNG")
+    replace_file(path, buffer.getvalue())
+
+
+def _default_names(runs: Sequence[EvaluatedRun]) -> list[str]:
+    methods = [run.result.method for run in runs]
+    return methods if len(set(methods)) == len(methods) else [run.folder.name for run in runs]

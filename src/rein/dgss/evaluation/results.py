@@ -1,0 +1,271 @@
+"""Figures of evaluated runs: one `Result` per method, printed as tables, kept as JSON in the folder of a run.
+
+`rein test` writes `test/results.json` and, for a few pairs of each domain, image, label and prediction as PNG files, from which
+`rein compare` draws panels later.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from math import isnan
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import lightning
+import numpy as np
+import timm
+import torch
+from PIL import Image
+
+import rein
+from rein.checkpoint import replace_file
+from rein.dgss import panels
+from rein.dgss.labels import LabelSpace
+from rein.errors import InputError
+
+
+@dataclass(frozen=True)
+class Published:
+    """The figure that a recipe aims at.
+
+    Attributes:
+        miou: domain -> mIoU in per cent.
+        mean: mean over the domains, in per cent.
+        source: the paper and its table.
+        note: what else is needed to compare.
+    """
+
+    miou: dict[str, float] = field(default_factory=dict)
+    mean: float | None = None
+    source: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        figures = [f"{name} {value}" for name, value in self.miou.items()]
+        figures += [] if self.mean is None else [f"mean {self.mean}"]
+        return f"{', '.join(figures) or 'no figure'} ({self.source}){'; ' + self.note if self.note else ''}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Figures of one method or run.
+
+    Attributes:
+        method: name in tables.
+        backbone_parameters: parameters of the bare backbone.
+        tuned_parameters: trainable parameters besides the head's: the adapter's, or the backbone's own.
+        head_parameters: parameters of the decode head.
+        miou: domain -> mean IoU, 0 to 1.
+        iou: domain -> class -> IoU, 0 to 1, NaN where the class does not occur (null in JSON).
+        step: optimizer step of the evaluated state, if known.
+        source_miou: mean IoU of that state on the source validation pairs, 0 to 1, if known.
+    """
+
+    method: str
+    backbone_parameters: int
+    tuned_parameters: int
+    head_parameters: int
+    miou: dict[str, float]
+    iou: dict[str, dict[str, float]]
+    step: int | None = None
+    source_miou: float | None = None
+
+    def mean_of_unseen(self, sources: Collection[str] = ()) -> float:
+        """Mean mIoU over all domains but `sources`, 0 to 1; NaN if none of them is labelled."""
+        known = [value for name, value in self.miou.items() if name not in sources and not isnan(value)]
+        return fmean(known) if known else float("nan")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One evaluated pair.
+
+    Attributes:
+        name: of the image in its data set.
+        image: (H, W, 3) uint8.
+        label: (H, W) uint8.
+        prediction: (H, W) uint8.
+    """
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """What `rein test` left in the folder of a run.
+
+    Attributes:
+        folder: the run's folder.
+        result: its figures.
+        space: the classes.
+        examples: domain -> names of the pairs whose pictures are kept.
+        sources: names of the source domains.
+        evaluation: targets and settings that must be equal in runs that are compared.
+        settings: backbone, method and other settings, as in the JSON file.
+    """
+
+    folder: Path
+    result: Result
+    space: LabelSpace
+    examples: dict[str, list[str]]
+    sources: list[str]
+    evaluation: dict[str, Any]
+    settings: dict[str, Any]
+
+    def example(self, domain: str, name: str) -> Example:
+        """Read the pictures of one pair."""
+        image, label, prediction = (
+            _read_png(_example_path(self.folder, domain, name, kind)) for kind in ("image", "truth", "prediction")
+        )
+        return Example(name, image, label, prediction)
+
+
+# -- tables
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text in aligned columns: the first column to the left, others to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+
+    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
+
+
+def result_table(results: Sequence[Result], sources: Collection[str] = ()) -> str:
+    """One line per result: parameters, and mIoU in per cent. A star marks a source domain, a dash a domain without labels."""
+    domains = list(results[0].miou)
+    names = [f"{name}*" if name in sources else name for name in domains]
+    rows = [
+        [
+            result.method,
+            f"{result.head_parameters:,}",
+            f"{result.tuned_parameters:,}",
+            f"{100 * result.tuned_parameters / result.backbone_parameters:.1f}",
+            *(_percent(result.miou[name]) for name in domains),
+            _percent(result.mean_of_unseen(sources)),
+        ]
+        for result in results
+    ]
+    return text_table(["method", "head", "tuned in backbone", "%", *names, "mean of unseen"], rows)
+
+
+def class_table(result: Result) -> str:
+    """IoU of every class in every domain, in per cent; a dash where a class does not occur."""
+    domains = list(result.iou)
+    rows = [[name, *(_percent(result.iou[domain][name]) for domain in domains)] for name in result.iou[domains[0]]]
+    return text_table(["class", *domains], [*rows, ["mean", *(_percent(result.miou[domain]) for domain in domains)]])
+
+
+def _percent(value: float) -> str:
+    return "-" if isnan(value) else f"{100 * value:.1f}"
+
+
+# -- files
+
+
+def write_results(path: Path, settings: Mapping[str, Any], results: Sequence[Result], sources: Collection[str] = ()) -> None:
+    """Write settings, versions and results as JSON; a figure that is not known is null."""
+    content = {
+        **settings,
+        "versions": {module.__name__: module.__version__ for module in (rein, torch, timm, lightning)},
+        "results": [asdict(result) | {"mean_miou_of_unseen": result.mean_of_unseen(sources)} for result in results],
+    }
+    replace_file(path, (json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n").encode())
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN, which JSON does not have, becomes None."""
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and isnan(value) else value
+
+
+def write_run(
+    folder: Path,
+    settings: Mapping[str, Any],
+    result: Result,
+    space: LabelSpace,
+    examples: Mapping[str, Sequence[Example]],
+    sources: Sequence[str] = (),
+) -> None:
+    """Write `test/results.json` and the pictures of the examples into the folder of a run."""
+    colours = panels.colour_table(space).tobytes()
+    for domain, chosen in examples.items():
+        for example in chosen:
+            _write_png(_example_path(folder, domain, example.name, "image"), Image.fromarray(example.image))
+            for kind, classes in (("truth", example.label), ("prediction", example.prediction)):
+                picture = Image.fromarray(classes, "P")
+                picture.putpalette(colours)
+                _write_png(_example_path(folder, domain, example.name, kind), picture)
+    described = {
+        **settings,
+        "sources": list(sources),
+        "classes": list(space.names),
+        "palette": [list(colour) for colour in space.palette[: len(space.names)]],
+        "examples": {domain: [example.name for example in chosen] for domain, chosen in examples.items()},
+    }
+    (folder / "test").mkdir(parents=True, exist_ok=True)
+    write_results(folder / "test" / "results.json", described, [result], sources)
+
+
+def read_run(folder: Path) -> EvaluatedRun:
+    """Read what `rein test` left.
+
+    Raises:
+        InputError: the folder holds no results of `rein test`, or they cannot be read.
+    """
+    path = folder / "test" / "results.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        stored = content["results"][0]
+        result = Result(**{entry.name: stored[entry.name] for entry in fields(Result)})
+        nan = float("nan")
+        result.miou.update({name: nan for name, value in result.miou.items() if value is None})
+        for ious in result.iou.values():
+            ious.update({name: nan for name, value in ious.items() if value is None})
+        space = LabelSpace(tuple(content["classes"]), tuple(tuple(colour) for colour in content["palette"]))
+        kept = ("backbone", "pretrained", "method", "method_settings", "seed", "checkpoint")
+        settings = {name: content[name] for name in kept}
+        return EvaluatedRun(folder, result, space, content["examples"], content["sources"], content["evaluation"], settings)
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} holds no results. Run rein test --out {folder} first.") from error
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"{path} cannot be read as results of rein test ({type(error).__name__}: {error}). Run rein test again."
+        ) from error
+
+
+def slug(name: str) -> str:
+    """A name that is safe in a path; different names stay different."""
+    return re.sub(r'[<>:"/\\|?*%\x00-\x1f]|^\.', lambda match: f"%{ord(match[0]):02X}", name)
+
+
+def _example_path(folder: Path, domain: str, name: str, kind: str) -> Path:
+    return folder / "test" / "examples" / slug(domain) / f"{slug(name)}-{kind}.png"
+
+
+def _write_png(path: Path, picture: Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    replace_file(path, buffer.getvalue())
+
+
+def _read_png(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            return np.array(picture)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}). Run rein test again.") from error

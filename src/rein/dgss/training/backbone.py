@@ -1,0 +1,180 @@
+"""Build a timm backbone by name, with pretrained weights from the hub, from a file, or with random ones."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rein import backbones, official
+from rein.errors import InputError, ReinError
+from rein.testing.models import pocket_vit
+
+POCKET = "pocket_vit"  # not a timm name; its weights are part of rein
+
+
+def make_backbone(
+    name: str,
+    pretrained: bool,
+    patch_size: int | None = None,
+    *,
+    img_size: int | None = None,
+    weights: Path | None = None,
+) -> nn.Module:
+    """A timm model, or `rein.testing.pocket_vit`, without a classifier; it takes images of any size if its class can.
+
+    Random weights come from torch's global random state.
+
+    Args:
+        name: timm's name, or `pocket_vit`.
+        pretrained: load timm's pretrained weights from the hub; those of `pocket_vit` are part of the package.
+        patch_size: side in pixels; None means the model's own. Weights of a ViT with a class token are resampled the authors' way
+            (`rein.official.resample`), others, and those of `pocket_vit`, timm's way.
+        img_size: side in pixels of the images to build for; None means timm's own.
+        weights: file with weights under timm's names, for the model's own patch size.
+
+    Raises:
+        InputError: timm has no such model or no pretrained weights for it, they cannot be downloaded, or the file does not fit.
+        UnsupportedBackboneError: rein does not know the model's blocks.
+    """
+    if name != POCKET and not timm.is_model(name):
+        near = timm.list_models(f"*{name.partition('.')[0][:8]}*")[:5]
+        remedy = f"Similar names: {', '.join(near)}." if near else f"See timm.list_models(); {POCKET} is part of rein."
+        raise InputError(f"timm has no model {name!r}. {remedy}")
+    settings: dict[str, Any] = {key: value for key, value in {"patch_size": patch_size, "img_size": img_size}.items() if value is not None}
+    state: Mapping[str, Tensor] | None = None
+    try:
+        if weights is not None:
+            state = _read_weights(weights)
+        elif name == POCKET and pretrained:
+            model = pocket_vit(**settings)
+        elif pretrained:
+            model = _download(name)
+            if settings:
+                state = model.state_dict()
+        if state is not None or not pretrained:
+            model = _create(name, False, settings)
+        if state is not None:
+            model = _fill(model, state, name, settings, patch_size)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        if isinstance(error, ReinError):
+            raise
+        raise InputError(f"timm cannot build {name!r} with {settings}: {error}") from error
+    backbones.find_blocks(model)
+    return model
+
+
+def _download(name: str) -> nn.Module:
+    """The model with timm's pretrained weights."""
+    try:
+        with _ask_hub_once():
+            return _create(name, True, {})
+    except Exception as error:  # each kind of hub failure has a class of its own
+        if "pretrained" in str(error):  # timm's message for an unknown tag or a model without weights
+            raise
+        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0].partition(". ")[0]
+        raise InputError(
+            f"the weights of {name} cannot be downloaded ({reason}). Pass a file with --model.weights FILE, or use random weights "
+            "with --model.pretrained false."
+        ) from error
+
+
+def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
+    if name == POCKET:
+        return pocket_vit(pretrained=False, **settings)
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **settings)
+    except TypeError:  # the class does not have that argument
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **settings)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file, or of a PyTorch file that is read without pickle."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format raises its own kinds
+        raise InputError(f"{path} cannot be read as weights: {type(error).__name__}: {error}") from error
+    for key in ("state_dict", "model"):  # usual names of the entry that holds the tensors
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise InputError(f"{path} holds no tensors by name; expected a state dict.")
+    return found
+
+
+def _fill(
+    model: nn.Module, state: Mapping[str, Tensor], name: str, settings: dict[str, Any], patch_size: int | None
+) -> nn.Module:
+    """Load weights into `model`; timm's own filter converts them to its patch and image size.
+
+    Raises:
+        InputError: tensors are missing or have another shape.
+    """
+    own_grid, grid = (_grid_side(tensors.get("pos_embed")) for tensors in (model.state_dict(), state))
+    if patch_size and own_grid and grid and state["patch_embed.proj.weight"].shape[-1] != patch_size:
+        state = official.resample(state, patch_size, own_grid)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    tensors = dict(state) if convert is None else convert(dict(state), model)
+    wanted = model.state_dict()
+    tensors |= {key: _resized(key, tensors[key], wanted[key].shape) for key in wanted if key in tensors}
+    missing = [key for key in wanted if key not in tensors or tensors[key].shape != wanted[key].shape]
+    if missing:
+        raise InputError(
+            f"the weights do not fit {name} with {settings}: {', '.join(missing[:6])} are missing or have another shape."
+        )
+    model.load_state_dict({key: tensors[key] for key in wanted})
+    return model
+
+
+def _resized(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+    """SAM's position embedding (1, H, W, C) and relative positions (2 N - 1, C) for another image size, which timm does not convert.
+
+    Relative positions are interpolated linearly, as SAM itself does for another size; the embedding bicubically.
+    """
+    if tensor.shape == shape or tensor.shape[-1] != shape[-1]:
+        return tensor
+    if name == "pos_embed" and tensor.ndim == len(shape) == 4:
+        grid = F.interpolate(tensor.float().permute(0, 3, 1, 2), shape[1:3], mode="bicubic", align_corners=False)
+        return grid.permute(0, 2, 3, 1).to(tensor.dtype).contiguous()
+    if name.endswith((".rel_pos_h", ".rel_pos_w")) and tensor.ndim == len(shape) == 2:
+        return F.interpolate(tensor.float().mT[None], shape[0], mode="linear", align_corners=False)[0].mT.to(tensor.dtype)
+    return tensor
+
+
+def _grid_side(positions: Tensor | None) -> int | None:
+    """Side of the square grid of a position embedding (1, 1 + N, C) with a class token first; None for any other tensor."""
+    if positions is None or positions.ndim != 3:
+        return None
+    side = round(max(0, positions.shape[1] - 1) ** 0.5)
+    return side if side and side * side == positions.shape[1] - 1 else None
+
+
+@contextmanager
+def _ask_hub_once() -> Iterator[None]:
+    """Use the download cache at once if the hub does not answer; its own client would retry for most of a minute."""
+    from huggingface_hub import constants
+
+    found = constants.HF_HUB_OFFLINE
+    try:
+        if not found and not getproxies():
+            address = urlsplit(constants.ENDPOINT)
+            socket.create_connection((address.hostname or "", address.port or 443), timeout=5).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = found
