@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: demo test test-backbones bench format clean
+.PHONY: demo test test-quick test-backbones test-recipes bench format clean
 
-demo: .venv/installed  ## fit and judge the comparison of the README: results in runs/demo
+demo: .venv/installed  ## train and evaluate the comparison of the README: results in runs/demo
 	$(BIN)/rein demo --out runs/demo
 
 test: .venv/installed  ## format, lint, types and the whole test suite
@@ -14,8 +14,14 @@ test: .venv/installed  ## format, lint, types and the whole test suite
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(JOBS)
 
-test-backbones: .venv/installed  ## every model name of timm, on meta tensors: some minutes
+test-quick: .venv/installed  ## the tests of the core: adapter, injection, files, heads, layout; under two minutes
+	$(BIN)/python -m pytest -n $(JOBS) -m "not sweep and not slow" tests --ignore tests/dgss --ignore tests/bench
+
+test-backbones: .venv/installed  ## every model name of timm, on meta tensors: about ten minutes
 	$(BIN)/python -m pytest -m sweep tests/test_all_backbones.py
+
+test-recipes: .venv/installed  ## one training step of every recipe, and every corruption: some minutes
+	$(BIN)/python -m pytest -m sweep tests/dgss
 
 bench: .venv/installed  ## a sample of every benchmark, some minutes: results in runs/bench
 	$(BIN)/python -m benchmarks --out runs/bench

@@ -1,12 +1,12 @@
-"""Run benchmarks and keep their results as JSON.
+"""Run benchmarks and write their results as JSON.
 
-python -m benchmarks                                   # a sample of all, some minutes: runs/bench
+python -m benchmarks                                   # a sample of every benchmark, some minutes: runs/bench
 python -m benchmarks throughput memory --full --out benchmarks/results/<machine>
 python -m benchmarks throughput memory --full --device cuda --dtype bfloat16 --out benchmarks/results/<machine>
-python -m benchmarks.report                            # tables and plots again from the committed results
+python -m benchmarks.report                            # tables and plots from the committed results
 
-One file per benchmark: what it ran on, with which command, and rows. A benchmark that fails is named at the end; the others' files
-stay. With --tiny only the code is tried.
+Each benchmark writes one file: its command, its machine and its rows. A benchmark that fails writes none and is named at the end; the
+others still run.
 """
 
 import argparse
@@ -29,7 +29,7 @@ NAMES = ("params", "throughput", "memory", "scaling", "files", "data", "recipe")
 
 
 def machine(device: str) -> dict:
-    """What ran: enough to compare two results, nothing that names a person or a place."""
+    """Hardware and versions, to compare results; nothing that identifies a person or a place."""
     facts = {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version()}
     facts |= {"torch": torch.__version__, "timm": timm.__version__, "rein": rein.__version__}
     if torch.device(device).type == "cuda":
@@ -46,7 +46,7 @@ def _cpu() -> str:
 
 
 def write(path: Path, content: dict) -> None:
-    """As JSON, one row a line, replaced as a whole."""
+    """Write JSON with one row per line; the file is replaced at once."""
     rows = ",\n".join("  " + json.dumps(row) for row in content["rows"])
     head = json.dumps({key: value for key, value in content.items() if key != "rows"}, indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def write(path: Path, content: dict) -> None:
 
 
 def run(name: str, options: Options, out: Path) -> None:
-    """One benchmark: its rows are printed as they come, and written when all are there."""
+    """Run one benchmark: print each row when it is measured, and write all rows at the end."""
     start, rows = time.perf_counter(), []
     for row in importlib.import_module(f"benchmarks.{name}").rows(options):
         rows.append(row)
@@ -71,32 +71,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all of them without one")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"run only these of {', '.join(NAMES)}; default: all")
     amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--full", action="store_true", help="everything, not a sample")
-    amount.add_argument("--tiny", action="store_true", help="so little that only the code is tried")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of backbone and images")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of the JSON files")
-    given = parser.parse_args(arguments)
-    if unknown := sorted(set(given.names) - set(NAMES)):
-        parser.error(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    amount.add_argument("--full", action="store_true", help="run everything instead of a sample")
+    amount.add_argument("--tiny", action="store_true", help="only try the code, at toy size")
+    parser.add_argument("--device", default="cpu", help="run on cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="set the dtype of backbone and images"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="write the JSON files to this folder")
+    parsed = parser.parse_args(arguments)
+    if unknown := sorted(set(parsed.names) - set(NAMES)):
+        parser.error(f"unknown benchmark {', '.join(unknown)}; expected {', '.join(NAMES)}")
     try:
-        kind = torch.empty(0, device=given.device).device.type
-        given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "try.part").write_text("")
-        (given.out / "try.part").unlink()
+        kind = torch.empty(0, device=parsed.device).device.type
+        parsed.out.mkdir(parents=True, exist_ok=True)
+        (parsed.out / "try.part").write_text("")
+        (parsed.out / "try.part").unlink()
     except (RuntimeError, AssertionError) as error:
-        parser.error(f"--device {given.device}: {str(error).splitlines()[0]}")
+        parser.error(f"--device {parsed.device}: {str(error).splitlines()[0]}")
     except OSError as error:
-        parser.error(f"--out {given.out}: {error.strerror}; it must be a folder that can be written to")
+        parser.error(f"--out {parsed.out}: {error.strerror}; expected a folder that can be written to")
     if kind not in ("cpu", "cuda"):
-        parser.error(f"--device {given.device}: times and memory are measured on cpu and cuda")
-    options = Options(given.full, "cpu" if kind == "cpu" else given.device, getattr(torch, given.dtype), given.tiny)
+        parser.error(f"--device {parsed.device}; expected cpu, cuda or cuda:N")
+    options = Options(parsed.full, "cpu" if kind == "cpu" else parsed.device, getattr(torch, parsed.dtype), parsed.tiny)
     failed = []
-    for name in given.names or NAMES:
+    for name in parsed.names or NAMES:
         try:
-            run(name, options, given.out)
+            run(name, options, parsed.out)
         except Exception:
             traceback.print_exc()
             failed.append(name)

@@ -1,9 +1,9 @@
-"""How many images of the authors' pipeline one core loads in a second: reading two files, scale, crop, flip, photometric distortion.
+"""Images that one core loads per second through the authors' pipeline: read two files, scale, crop, flip, distort colours.
 
-The images are generated streets in the files' true sizes and formats; real photographs compress worse and are read somewhat slower.
+The images are generated streets in the true sizes and formats of the data sets. Real photographs compress worse and take somewhat
+longer to read.
 """
 
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks import summary
 from benchmarks.options import Options
 from rein.dgss import scenes
 from rein.dgss.data.datasets import open_dataset
@@ -23,7 +24,7 @@ LABEL_IDS = np.array([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 
 
 
 def write_gtav(root: Path, count: int) -> None:
-    """PNG of 1914 x 1052, labels paletted."""
+    """Write images of 1914 x 1052 and labels with a palette, as PNG."""
     for number in range(count):
         scene = scenes.render(number, "day", (1052, 1914))
         for folder, picture in (
@@ -37,7 +38,7 @@ def write_gtav(root: Path, count: int) -> None:
 
 
 def write_bdd100k(root: Path, count: int) -> None:
-    """JPEG of 1280 x 720, labels grey."""
+    """Write images of 1280 x 720 as JPEG, and grey labels as PNG."""
     images, labels = root / "images/10k/train", root / "labels/sem_seg/masks/train"
     images.mkdir(parents=True)
     labels.mkdir(parents=True)
@@ -48,35 +49,34 @@ def write_bdd100k(root: Path, count: int) -> None:
 
 
 class Read:
-    """The files alone."""
+    """Reads the files only."""
 
     def __init__(self, pairs) -> None:
         self.pairs = pairs
 
-    def __call__(self, number: int, place: int) -> None:
-        self.pairs[number]
+    def __call__(self, index: int, position: int) -> None:
+        self.pairs[index]
 
 
 class Pipeline:
-    """The files and the transforms."""
+    """Reads the files and applies the transforms."""
 
     def __init__(self, pairs, crop: int) -> None:
-        self.drawn = TransformedDataset(pairs, TrainingTransform(crop), seed=0)
+        self.dataset = TransformedDataset(pairs, TrainingTransform(crop), seed=0)
 
-    def __call__(self, number: int, place: int) -> None:
-        self.drawn[SampleIndex(number, place)]
+    def __call__(self, index: int, position: int) -> None:
+        self.dataset[SampleIndex(index, position)]
 
 
 def rate(read, count: int, repeats: int) -> dict:
-    """Images per second: median and range over repeats, after one to warm up."""
+    """Images per second: median and range over repeats, after one warm-up repeat."""
     rates = []
     for repeat in range(repeats + 1):
         start = time.perf_counter()
-        for number in range(count):
-            read(number, repeat * count + number)
+        for index in range(count):
+            read(index, repeat * count + index)
         rates.append(count / (time.perf_counter() - start))
-    rates = sorted(rates[1:])
-    return {"median": round(statistics.median(rates), 2), "least": round(rates[0], 2), "most": round(rates[-1], 2)}
+    return dict(zip(("median", "least", "most"), summary.median_and_range(rates[1:], 2), strict=True))
 
 
 def rows(options: Options) -> Iterator[dict]:
@@ -88,8 +88,8 @@ def rows(options: Options) -> Iterator[dict]:
             for name, write in (("gtav", write_gtav), ("bdd100k", write_bdd100k)):
                 write(Path(folder) / name, count)
                 pairs = open_dataset(name, Path(folder) / name)
-                what = {"read": Read(pairs), **{f"pipeline, crop {crop}": Pipeline(pairs, crop) for crop in (512, 1024)}}
-                for title, read in what.items():
+                loaders = {"read": Read(pairs), **{f"pipeline, crop {crop}": Pipeline(pairs, crop) for crop in (512, 1024)}}
+                for title, read in loaders.items():
                     size = list(pairs[0][0].shape[1:])
                     row = {"data": name, "size": size, "what": title, "images": count, "repeats": repeats}
                     yield {**row, "images_per_second_and_core": rate(read, count, repeats)}

@@ -1,11 +1,11 @@
-"""An adapter's file: how large it is, and how long it takes to save it, to load it, and to swap adapters over one backbone.
+"""The file of an adapter: its size, and the time to save it, to load it and to swap adapters in one backbone; the time of imports.
 
-Files are written to the system's folder of temporary files, synced as `rein.save` does, and read again while the system still has
-them in memory. Last comes what imports cost: torch's, and then in fresh processes that have imported torch that of rein, of the
-two packages that it imports, and of timm, which it does not import until a timm model is used. The processes take turns.
+Files are written to the system's temporary folder, synced as `rein.save` does, and read while the system still caches them.
+
+Imports are timed in fresh processes, in turn: torch, and, in processes that have imported torch, rein, the two packages that rein
+imports, and timm, which rein imports only when a timm model is used.
 """
 
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import rein
-from benchmarks import forms
+from benchmarks import forms, summary
 from benchmarks.options import Options
 
 MODELS = ("vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224")
@@ -30,12 +30,12 @@ def rows(options: Options) -> Iterator[dict]:
     repeats, adapters = options.choose(2, 10, 50), options.choose(2, 4, 10)
     for name in options.choose(("test_vit",), MODELS[:2], MODELS):
         bare = forms.backbone(name, 224).to(options.device, options.dtype)
-        yield from ({"model": name, **row} for row in of_adapters(bare, repeats, adapters))
-    yield from of_imports(options.choose(IMPORTS[1:2], IMPORTS, IMPORTS), options.choose(1, 3, 30))
+        yield from ({"model": name, **row} for row in adapter_rows(bare, repeats, adapters))
+    yield from import_rows(options.choose(IMPORTS[1:2], IMPORTS, IMPORTS), options.choose(1, 3, 30))
 
 
-def of_adapters(model: nn.Module, repeats: int, adapters: int) -> Iterator[dict]:
-    """Size, save, load into a bare model, and swap in a wrapped one."""
+def adapter_rows(model: nn.Module, repeats: int, adapters: int) -> Iterator[dict]:
+    """Size of a file, and times to save it, load it into a bare model and swap it into a wrapped one."""
     backbone_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     rein.wrap(model)
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +55,7 @@ def of_adapters(model: nn.Module, repeats: int, adapters: int) -> Iterator[dict]
 
 
 def timed(action: Callable[[], object], repeats: int, before: Callable[[], object] = lambda: None) -> dict:
-    """Median and range of the seconds that `action` takes, after one to warm up; `before` it, something that is not timed."""
+    """Median and range of the seconds of `action`, after one warm-up. `before` runs before each action and is not timed."""
     seconds = []
     for _ in range(1 + repeats):
         before()
@@ -66,22 +66,22 @@ def timed(action: Callable[[], object], repeats: int, before: Callable[[], objec
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    return spread(seconds[1:])
+    return times(seconds[1:])
 
 
-def spread(seconds: Sequence[float]) -> dict:
-    """As the keys of a row."""
-    numbers = {"seconds": statistics.median(seconds), "seconds_least": min(seconds), "seconds_most": max(seconds)}
-    return {key: round(value, 6) for key, value in numbers.items()} | {"repeats": len(seconds)}
+def times(seconds: Sequence[float]) -> dict:
+    """Median and range as entries of a row."""
+    names = ("seconds", "seconds_least", "seconds_most")
+    return dict(zip(names, summary.median_and_range(seconds, 6), strict=True)) | {"repeats": len(seconds)}
 
 
-def of_imports(packages: Sequence[str], repeats: int) -> Iterator[dict]:
-    """Each import by itself, beyond that of torch."""
+def import_rows(packages: Sequence[str], repeats: int) -> Iterator[dict]:
+    """Time of each import, after that of torch."""
     seconds: dict[str, list[float]] = {package: [] for package in packages}
-    for _ in range(1 + repeats):  # the first fills the system's memory
-        for package, taken in seconds.items():
+    for _ in range(1 + repeats):  # the first repeat fills the file cache
+        for package, elapsed in seconds.items():
             first = "import time" if package == "torch" else "import time, torch"
             program = f"{first}; start = time.perf_counter(); import {package}; print(time.perf_counter() - start)"
-            taken.append(float(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout))
-    for package, taken in seconds.items():
-        yield {"measure": "import", "import": package, "after": None if package == "torch" else "torch", **spread(taken[1:])}
+            elapsed.append(float(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout))
+    for package, elapsed in seconds.items():
+        yield {"measure": "import", "import": package, "after": None if package == "torch" else "torch", **times(elapsed[1:])}

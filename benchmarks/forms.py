@@ -1,10 +1,11 @@
-"""The forms that are compared: one frozen backbone, bare, refined in the published way and in rein's, and tuned by peers.
+"""The forms that are compared: one frozen backbone, bare, with the published refinement, with rein, and with other tuning methods.
 
-Every form of one backbone begins with the same weights, which are random: speed and memory do not depend on them.
+All forms of a backbone have the same random weights: speed and memory do not depend on them.
 """
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import timm
 import torch
@@ -16,26 +17,22 @@ from rein.dgss import methods
 
 
 def backbone(name: str, size: int) -> nn.Module:
-    """A bare backbone for images of size x size, frozen, without a classifier."""
+    """A frozen bare backbone without a classifier, for images of size x size."""
     torch.manual_seed(0)
     try:
         model = timm.create_model(name, img_size=size, num_classes=0)
-    except TypeError:  # convolutional ones take any size
+    except TypeError:  # convolutional backbones have no img_size and accept any size
         model = timm.create_model(name, num_classes=0)
     return model.requires_grad_(False).eval()
 
 
 def _merged(model: nn.Module) -> nn.Module:
-    """LoRA with its updates added to the weights, as it is deployed: it cannot be trained on."""
+    """LoRA with its updates merged into the weights, as it is deployed; it cannot be trained."""
     methods.apply("lora", model)
     for module in model.modules():
         if hasattr(module, "lora_A"):
             module.merge()
     return model.requires_grad_(False)
-
-
-def _peer(method: str) -> Callable[[nn.Module], nn.Module]:
-    return lambda model: methods.apply(method, model)
 
 
 def _compiled(model: nn.Module) -> nn.Module:
@@ -48,13 +45,13 @@ FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "rein": rein.wrap,
     "bare compiled": torch.compile,
     "rein compiled": _compiled,
-    "lora": _peer("lora"),
+    "lora": partial(methods.apply, "lora"),
     "lora merged": _merged,
-    "vpt": _peer("vpt"),
-    "adaptformer": _peer("adaptformer"),
-    "full": _peer("full"),
+    "vpt": partial(methods.apply, "vpt"),
+    "adaptformer": partial(methods.apply, "adaptformer"),
+    "full": partial(methods.apply, "full"),
 }
-DEPLOYED = ("lora merged",)  # forms that are not for training
+DEPLOYED = ("lora merged",)  # forms for inference only
 
 
 def build(form: str, bare: nn.Module) -> nn.Module:

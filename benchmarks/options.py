@@ -1,4 +1,4 @@
-"""What every benchmark is told: on what to run, in which precision, and how much."""
+"""Options that every benchmark takes: device, precision and amount of work."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ class Options:
     """How a benchmark runs.
 
     Attributes:
-        full: everything, for hours where it must be; without it a sample of some minutes.
-        device: as torch names it.
-        dtype: of backbone and images; adapters stay float32.
-        tiny: models and counts so small that only the code is tried, in seconds.
+        full: run everything, which may take hours; otherwise a sample that takes minutes.
+        device: name of a torch device.
+        dtype: dtype of backbone and images; adapters stay float32.
+        tiny: run at toy size, which takes seconds and only tries the code.
     """
 
     full: bool = False
@@ -22,5 +22,5 @@ class Options:
     tiny: bool = False
 
     def choose(self, tiny, sample, full):
-        """The setting for this amount of work."""
+        """Select the setting for this amount of work."""
         return tiny if self.tiny else full if self.full else sample

@@ -1,8 +1,8 @@
-"""What each method trains in the foundation models of the paper, in the newer ones, and in every size of them that timm has.
+"""Trainable parameters of each method in the paper's foundation models and newer ones, in every size that timm has.
 
-Counted on meta tensors: no weight is made or downloaded. A fraction is of the whole adapted backbone, the method's own parameters
-included. Where a method does not fit a backbone, the row says why. The published counts of the specification are counted again, and
-a count that differs fails the benchmark.
+Parameters are counted on meta tensors: no weight is allocated or downloaded. A fraction refers to the adapted backbone with the
+method's own parameters. If a method does not fit a backbone, the row says why. The published counts are checked: a count that differs
+fails the benchmark.
 """
 
 import copy
@@ -16,7 +16,7 @@ from benchmarks.options import Options
 from rein.dgss import methods
 from rein.errors import UnsupportedBackboneError
 
-BACKBONES = {  # family: variant: timm's name, smallest first; the sample takes the smallest
+BACKBONES = {  # family -> variant -> name in timm, smallest first; a sample takes the smallest
     "DINOv2": {
         "S": "vit_small_patch14_dinov2",
         "B": "vit_base_patch14_dinov2",
@@ -88,7 +88,7 @@ BACKBONES = {  # family: variant: timm's name, smallest first; the sample takes 
     },
 }
 TINY = {"tests": {"ViT": "test_vit", "ConvNeXt": "test_convnext"}}
-METHODS = {name: (name, {}) for name in methods.METHODS if name != "rein-lowrank"}  # which is rein
+METHODS = {name: (name, {}) for name in methods.METHODS if name != "rein-lowrank"}  # rein-lowrank is rein
 METHODS["dora"] = ("lora", {"dora": True})
 
 LARGE = "vit_large_patch16_224"
@@ -117,7 +117,7 @@ PUBLISHED = [  # backbone, method, settings, parameters
 
 
 def count(bare: nn.Module, method: str, settings: dict) -> tuple[int, int]:
-    """What trains after `method` was applied to a copy of a bare meta model, and all that there is then."""
+    """Trainable parameters and all parameters after `method` is applied to a copy of a bare meta model."""
     with torch.device("meta"):
         model = methods.apply(method, copy.deepcopy(bare), **settings)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
@@ -125,7 +125,7 @@ def count(bare: nn.Module, method: str, settings: dict) -> tuple[int, int]:
 
 
 def rows(options: Options) -> Iterator[dict]:
-    """The published counts, then for every backbone what every method trains."""
+    """The published counts, then those of every method in every backbone."""
     models = {}
     for name, method, settings, published in PUBLISHED:
         models[name] = models.get(name) or bare(name)
@@ -140,31 +140,34 @@ def rows(options: Options) -> Iterator[dict]:
             "fraction": round(trainable / total, 8),
         }
         if trainable != published:
-            raise ValueError(f"{method} {settings} trains {trainable:,} parameters of {name}; published are {published:,}.")
+            raise ValueError(
+                f"{method} {settings} trains {trainable:,} parameters in {name}; expected the published {published:,}."
+            )
     families = options.choose(
         TINY, {family: dict([next(iter(variants.items()))]) for family, variants in BACKBONES.items()}, BACKBONES
     )
     for family, variants in families.items():
         for variant, name in variants.items():
-            yield from of_backbone({"family": family, "variant": variant, "model": name})
+            yield from backbone_rows({"family": family, "variant": variant, "model": name})
 
 
 def bare(name: str) -> nn.Module:
+    """A bare backbone on meta tensors."""
     with torch.device("meta"):
         return timm.create_model(name, num_classes=0)
 
 
-def of_backbone(what: dict) -> Iterator[dict]:
-    """A row for every method."""
-    if not timm.is_model(what["model"]):
-        yield {**what, "refused": f"timm {timm.__version__} has no such model"}
+def backbone_rows(case: dict) -> Iterator[dict]:
+    """A row for every method, or one row if timm lacks the model."""
+    if not timm.is_model(case["model"]):
+        yield {**case, "refused": f"timm {timm.__version__} has no such model"}
         return
-    model = bare(what["model"])
+    model = bare(case["model"])
     for name, (method, settings) in METHODS.items():
         try:
             trainable, total = count(model, method, settings)
         except UnsupportedBackboneError as error:
-            yield {**what, "method": name, "refused": str(error)}
+            yield {**case, "method": name, "refused": str(error)}
         else:
             numbers = {"trainable_parameters": trainable, "total_parameters": total, "fraction": round(trainable / total, 8)}
-            yield {**what, "method": name, **numbers}
+            yield {**case, "method": name, **numbers}

@@ -1,6 +1,6 @@
-"""The published form of the refinement, equations (1) to (7) one after the other, to compare with. Not part of the package.
+"""The published form of the refinement, as a baseline: equations (1) to (7), one after the other.
 
-Transcribed from the paper (arXiv 2312.04265); it shares the parameters of a `ReinAdapter`, and gives the same numbers slower.
+Transcribed from the paper (arXiv 2312.04265). It uses the parameters of a `ReinAdapter` and gives the same numbers, more slowly.
 """
 
 import math
@@ -12,7 +12,7 @@ import rein
 
 
 def refine(adapter: rein.ReinAdapter, x: Tensor, layer: int) -> Tensor:
-    """F' of patch tokens (B, N, C)."""
+    """Refined patch tokens F', (B, N, C), of patch tokens `x`, (B, N, C)."""
     tokens = adapter.tokens_a[layer] @ adapter.tokens_b[layer]  # T = A B
     similarity = (x @ tokens.mT / math.sqrt(x.shape[-1])).softmax(-1)  # (3), (4)
     values = adapter.token_mlp(tokens[1:])
@@ -21,7 +21,7 @@ def refine(adapter: rein.ReinAdapter, x: Tensor, layer: int) -> Tensor:
 
 
 class Hook:
-    """Refines the patch rows of one block's output."""
+    """Forward hook that refines the patch tokens in the output of one block."""
 
     def __init__(self, adapter: rein.ReinAdapter, layer: int, prefix: int) -> None:
         self.adapter, self.layer, self.prefix = adapter, layer, prefix
@@ -32,16 +32,16 @@ class Hook:
 
 
 def wrap(vit: nn.Module) -> nn.Module:
-    """A frozen ViT with the published form behind each block, in place."""
+    """Freeze a ViT and add the published refinement after each block, in place."""
     vit.requires_grad_(False)
     vit.rein = rein.ReinAdapter(vit.embed_dim, len(vit.blocks))
-    in_one_precision(vit)
+    match_dtype(vit)
     for layer, block in enumerate(vit.blocks):
         block.register_forward_hook(Hook(vit.rein, layer, vit.num_prefix_tokens))
     return vit
 
 
-def in_one_precision(vit: nn.Module) -> None:
-    """Bring the adapter to the backbone's precision: the equations as they stand do not mix precisions, as rein does."""
+def match_dtype(vit: nn.Module) -> None:
+    """Convert the adapter to the dtype of the backbone: the published equations, unlike rein, do not mix dtypes."""
     for parameter in vit.rein.parameters():
         parameter.data = parameter.data.to(vit.pos_embed.dtype)

@@ -1,8 +1,8 @@
-"""The paper's cost table: a training step with the Mask2Former head, and one image through it, by method.
+"""The paper's cost table: a training step and an inference with the Mask2Former head, by method.
 
-The authors trained DINOv2-L at crop 512, batch 4, for 40,000 steps: 11.2 h and 14.7 GB with all of it tuned, 9.5 h and 10.0 GB with
-Rein (arXiv 2312.04265). A step here is forward, loss with matching, backward and AdamW; `hours` is 40,000 times its median. In half
-precision weights stay float32 under autocast, and losses are not scaled.
+The authors trained DINOv2-L with crops of 512 and batches of 4 for 40,000 steps. Full fine-tuning took 11.2 h and 14.7 GB, Rein 9.5 h
+and 10.0 GB (arXiv 2312.04265). A step here is the forward pass, the loss with matching, the backward pass and AdamW.
+`hours_of_40000_steps` is 40,000 times its median. In half precision, autocast keeps the weights in float32; the loss is not scaled.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import timm
 import torch
 
 import rein
-from benchmarks import timing
+from benchmarks import summary, timing
 from benchmarks.options import Options
 from benchmarks.throughput import peak
 from rein.dgss import methods
@@ -33,7 +33,7 @@ FULL_GPU = [
 
 
 def segmenter(name: str, size: int, method: str, settings: dict) -> rein.Segmenter:
-    """A backbone at patch 16, tuned by a method, with the paper's head."""
+    """A backbone with patch size 16, adapted by a method, with the paper's head."""
     torch.manual_seed(0)
     backbone = timm.create_model(name, patch_size=16, img_size=size, num_classes=0)
     width, depth = backbone.embed_dim, len(backbone.blocks)
@@ -73,11 +73,12 @@ def rows(options: Options) -> Iterator[dict]:
             for step, run in (("training", train), ("inference", infer)):
                 times = timing.interleaved({method: run}, repeats, options.device)[method]
                 row = {"model": name, "size": size, "batch": batch, "method": method, "step": step, "repeats": repeats}
-                row |= {"seconds": timing.middle(times), "seconds_quartiles": timing.quartiles(times, 4)}
-                row |= {"images_per_second": round(batch / timing.middle(times), 3)}
+                seconds = summary.median(times)
+                row |= {"seconds": seconds, "seconds_quartiles": summary.quartiles(times, 4)}
+                row |= {"images_per_second": round(batch / seconds, 3)}
                 if step == "training":
                     row["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-                    row["hours_of_40000_steps"] = round(STEPS * timing.middle(times) / 3600, 2)
+                    row["hours_of_40000_steps"] = round(STEPS * seconds / 3600, 2)
                     if (name, size, batch) == ("vit_large_patch14_dinov2", 512, 4):
                         row |= PAPER.get(method, {})
                 if not on_cpu:

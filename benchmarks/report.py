@@ -1,19 +1,23 @@
-"""Tables and plots from committed results: `python -m benchmarks.report` writes them into the texts, between their marks.
+"""Tables and plots of the committed results.
 
-A text holds `<!-- benchmarks: NAME -->` ... `<!-- end -->`; what stands between is the table of that name, made of the JSON files
-under `benchmarks/results/`. With --check nothing is written, and texts that are not up to date are an error.
+python -m benchmarks.report            # writes the tables into the texts and the plots into docs/images
+python -m benchmarks.report --check    # writes nothing; fails if a text is not up to date
+
+A text holds `<!-- benchmarks: NAME -->` ... `<!-- end -->`. The table of that name, from the JSON files under `benchmarks/results/`,
+replaces what is between the two.
 """
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.generalisation import pictures as generalisation_pictures
 from benchmarks.generalisation import tables as generalisation_tables
 from benchmarks.generalisation.plan import PLANS
+from benchmarks.summary import markdown, with_range
 
 ROOT = Path(__file__).parent.parent
 RESULTS, IMAGES = ROOT / "benchmarks/results", ROOT / "docs/images"
@@ -22,59 +26,72 @@ MARK = re.compile(r"(<!-- benchmarks: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOT
 
 
 def results(name: str) -> list[dict]:
-    """Every machine's results of one benchmark."""
+    """Every machine's results of one benchmark; `folder` is the machine."""
     files = sorted(RESULTS.glob(f"*/{name}.json"))
     return [{**json.loads(file.read_text(encoding="utf-8")), "folder": file.parent.name} for file in files]
 
 
-def markdown(head: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
-    """A Markdown table."""
-    head = list(head)
-    body = [head, ["---"] * len(head), *lines]
-    return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in body)
-
-
 def with_source(content: dict, table: str) -> str:
-    """A table with the command and the machine that gave it."""
+    """A table below the command and the machine that gave it."""
     facts = content["machine"]
     threads = f"{facts['processes']} processes of one thread" if "processes" in facts else f"{facts['threads']} threads"
     where = facts.get("gpu") or f"{facts['cpu']}, {threads}"
     versions = f"torch {facts['torch']}, timm {facts['timm']}"
-    return f"`{content['command']}` on {where}; {versions}; [{content['folder']}](benchmarks/results/{content['folder']}):\n\n{table}"
+    return f"`{content['command']}` on {where}; {versions}; {link(content)}:\n\n{table}"
 
 
-def spread(values: list[float], unit: str = "") -> str:
-    """Median and quartiles."""
-    low, median, high = values
-    return f"{median:.1f}{unit} [{low:.1f}, {high:.1f}]"
+def link(content: dict) -> str:
+    """A link to the results of a machine."""
+    return f"[{content['folder']}](benchmarks/results/{content['folder']})"
+
+
+def pivot(rows: Iterable[dict], keys: Sequence[str], column: str) -> dict[tuple, dict[str, dict]]:
+    """Values of `keys` -> value of `column` -> row."""
+    table: dict[tuple, dict[str, dict]] = {}
+    for row in rows:
+        table.setdefault(tuple(row[key] for key in keys), {})[row[column]] = row
+    return table
+
+
+def short_name(model: str) -> str:
+    """A timm name without patch and image size."""
+    return model.partition("_patch")[0]
+
+
+def shape(size: int, batch: int) -> str:
+    """Images of a training step."""
+    return f"{size} x {size}, {batch}"
 
 
 def throughput(content: dict) -> str:
-    """Cost over bare, form by form."""
-    cases: dict[tuple, dict[str, dict]] = {}
-    for row in content["rows"]:
-        cases.setdefault((row["model"], row["size"], row["batch"], row["step"]), {})[row["form"]] = row
+    """Cost of each form over the bare backbone."""
     forms = list(dict.fromkeys(row["form"] for row in content["rows"] if not row["form"].startswith("bare")))
     lines = []
-    for (model, size, batch, step), found in cases.items():
+    for (model, size, batch, step), found in pivot(content["rows"], ("model", "size", "batch", "step"), "form").items():
         bare = f"{1000 * found['bare']['seconds']:.0f} ms"
-        floor = f"{100 / found['rein']['ceiling'] - 100:.1f}"
-        costs = [spread(found[form]["cost_percent_quartiles"]) if form in found else "" for form in forms]
+        least = f"{100 / found['rein']['ceiling'] - 100:.1f}"
+        costs = [cost(found[form]) if form in found else "" for form in forms]
         reached = f"{found['rein']['share_of_ceiling']:.2f}"
         repeats = found["bare"]["repeats"]
-        lines.append([model.partition("_patch")[0], f"{size} x {size}, {batch}", step, repeats, bare, floor, *costs, reached])
+        lines.append([short_name(model), shape(size, batch), step, repeats, bare, least, *costs, reached])
     return markdown(
         ["backbone", "pixels, images", "step", "repeats", "bare", "least", *forms, "rein's share of the ceiling"], lines
     )
 
 
+def cost(row: dict) -> str:
+    """Median and quartiles of the cost of one form."""
+    low, median, high = row["cost_percent_quartiles"]
+    return with_range(median, low, high)
+
+
 def headline(content: dict) -> str:
-    """The published form and rein alone."""
+    """The throughput table with the published form and rein only."""
     return throughput({**content, "rows": [row for row in content["rows"] if row["form"] in ("bare", "published", "rein")]})
 
 
-def straightness(points: list[tuple[float, float]]) -> float:
-    """R^2 of a straight line through points."""
+def r_squared(points: list[tuple[float, float]]) -> float:
+    """R² of a straight line through points."""
     count = len(points)
     x, y = ([point[axis] for point in points] for axis in (0, 1))
     mx, my = sum(x) / count, sum(y) / count
@@ -83,21 +100,21 @@ def straightness(points: list[tuple[float, float]]) -> float:
     return xy**2 / (xx * yy) if xx and yy else 1.0
 
 
-def lines_of(content: dict) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """Seconds against each varied quantity, for each step."""
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+def scaling_curves(content: dict) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """Varied quantity and step -> points of value and seconds."""
+    curves: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in content["rows"]:
         if "step" in row:
-            found.setdefault((row["varied"], row["step"]), []).append((row["value"], row["seconds"]))
-    return found
+            curves.setdefault((row["varied"], row["step"]), []).append((row["value"], row["seconds"]))
+    return curves
 
 
 def scaling(content: dict) -> str:
-    """How straight the lines are, and adapters exchanged in a second."""
+    """First and last point of each curve and how straight it is; adapter swaps per second."""
     lines = []
-    for (varied, step), points in lines_of(content).items():
+    for (varied, step), points in scaling_curves(content).items():
         ends = [f"{1000 * seconds:.1f} ms at {value}" for value, seconds in (points[0], points[-1])]
-        lines.append([varied, step, *ends, f"{straightness(points):.3f}"])
+        lines.append([varied, step, *ends, f"{r_squared(points):.3f}"])
     swaps = [
         [row["model"], row["value"], row["from"], row["swaps_per_second"]]
         for row in content["rows"]
@@ -115,21 +132,18 @@ def recipe(content: dict) -> str:
         if row["step"] == "training":
             peak = f"{row['peak_bytes'] / 2**30:.1f} GiB" if "peak_bytes" in row else "not measured on a CPU"
             paper = f"{row['paper_hours']} h, {row['paper_gigabytes']} GB" if "paper_hours" in row else ""
-            case = f"{row['size']} x {row['size']}, {row['batch']}"
-            lines.append(
-                [row["model"], case, row["method"], f"{row['seconds']:.3f} s", f"{row['hours_of_40000_steps']} h", peak, paper]
-            )
+            times = f"{row['seconds']:.3f} s", f"{row['hours_of_40000_steps']} h"
+            lines.append([row["model"], shape(row["size"], row["batch"]), row["method"], *times, peak, paper])
     return markdown(["backbone", "pixels, images", "method", "step", "40,000 steps", "peak", "paper"], lines)
 
 
 def data(content: dict) -> str:
-    """Images a second and core."""
+    """Images per second and core."""
     lines = []
     for row in content["rows"]:
         rate = row["images_per_second_and_core"]
-        lines.append(
-            [row["data"], " x ".join(map(str, row["size"])), row["what"], f"{rate['median']} [{rate['least']}, {rate['most']}]"]
-        )
+        images = with_range(rate["median"], rate["least"], rate["most"], number_format="")
+        lines.append([row["data"], " x ".join(map(str, row["size"])), row["what"], images])
     return markdown(["data", "pixels", "what", "images per second and core"], lines)
 
 
@@ -137,20 +151,16 @@ def params(content: dict) -> str:
     """Parameters by backbone and method, and the published counts."""
     rows = [row for row in content["rows"] if "family" in row]
     names = list(dict.fromkeys(row["method"] for row in rows if row["method"] not in ("full", "freeze")))
-    variants: dict[tuple[str, str], dict[str, dict]] = {}
-    for row in rows:
-        variants.setdefault((row["family"], row["variant"]), {})[row["method"]] = row
     lines = []
-    for (family, variant), found in variants.items():
-        lines.append(
-            [f"{family} {variant}", f"{found['full']['total_parameters'] / 1e6:.1f} M", *(share(found[name]) for name in names)]
-        )
-    same = sum("published_parameters" in row for row in content["rows"])
-    said = f"All {same} published counts are met exactly. – : the method does not fit the blocks; the JSON says why.\n"
-    return markdown(["backbone", "parameters", *names], lines) + "\n" + said
+    for (family, variant), found in pivot(rows, ("family", "variant"), "method").items():
+        total = f"{found['full']['total_parameters'] / 1e6:.1f} M"
+        lines.append([f"{family} {variant}", total, *(trainable(found[name]) for name in names)])
+    published = sum("published_parameters" in row for row in content["rows"])
+    note = f"All {published} published counts are met exactly. – : the method does not fit the blocks; the JSON says why.\n"
+    return markdown(["backbone", "parameters", *names], lines) + "\n" + note
 
 
-def share(row: dict) -> str:
+def trainable(row: dict) -> str:
     """Trainable parameters and their share of all."""
     if "trainable_parameters" not in row:
         return "–"
@@ -158,61 +168,51 @@ def share(row: dict) -> str:
 
 
 def memory(content: dict) -> str:
-    """Kept and peak memory of a step, and what fits."""
-    mib, added = 2**20, {}
-    rows = content["rows"]
-    for row in rows:
-        if row["measure"] == "adapter":
-            added[row["model"], row["size"], row["batch"], row["form"]] = f"{row['added_per_layer_over_nc']:.2f}"
+    """Memory of a training step, and the largest batch and crop in each budget."""
+    rows, mib = content["rows"], 2**20
+    cases = pivot((row for row in rows if "form" in row), ("model", "size", "batch", "form"), "measure")
     steps = [
         [
-            row["model"].partition("_patch")[0],
-            f"{row['size']} x {row['size']}, {row['batch']}",
-            row["form"],
+            short_name(model),
+            shape(size, batch),
+            form,
             f"{row['kept_bytes'] / mib:.0f}",
-            added.get((row["model"], row["size"], row["batch"], row["form"]), ""),
+            f"{found['adapter']['added_per_layer_over_nc']:.2f}" if "adapter" in found else "",
             f"{row['peak_bytes'] / mib:.0f}" if row["peak_bytes"] is not None else "",
             f"{(row['gradient_bytes'] + row['optimizer_bytes']) / mib:.0f}",
         ]
-        for row in rows
-        if row["measure"] == "step"
+        for (model, size, batch, form), found in cases.items()
+        if (row := found.get("step"))
     ]
-    fits: dict[tuple, dict[str, object]] = {}
-    for row in rows:
-        if row["measure"].startswith("largest"):
-            what = row["measure"].removeprefix("largest ")
-            fits.setdefault((row["model"], row["budget_bytes"], row["form"]), {})[what] = row[
-                "batch" if what == "batch" else "size"
-            ]
+    largest = pivot((row for row in rows if "budget_bytes" in row), ("model", "budget_bytes", "form"), "measure")
     lines = [
-        [model, f"{budget / 2**30:.0f} GiB", form, found["batch"], found["crop"]] for (model, budget, form), found in fits.items()
+        [model, f"{budget / 2**30:.0f} GiB", form, found["largest batch"]["batch"], found["largest crop"]["size"]]
+        for (model, budget, form), found in largest.items()
     ]
     head = ["backbone", "pixels, images", "form", "kept, MiB", "added per layer, N C", "peak, MiB", "gradients, AdamW, MiB"]
     return markdown(head, steps) + "\n" + markdown(["backbone", "budget", "form", "largest batch at 512", "largest crop"], lines)
 
 
 def files(content: dict) -> str:
-    """Sizes and times of files, and of importing."""
+    """Sizes and times of files, and of imports."""
     lines = []
     for row in content["rows"]:
         if row["measure"] == "size":
-            took = (
-                f"{row['file_bytes'] / 1e6:.2f} MB, {row['fraction']:.1%} of the backbone's {row['backbone_bytes'] / 1e6:.0f} MB"
-            )
-            lines.append([row["model"], "size of the file", took])
+            share = f"{row['fraction']:.1%} of the backbone's {row['backbone_bytes'] / 1e6:.0f} MB"
+            lines.append([row["model"], "size of the file", f"{row['file_bytes'] / 1e6:.2f} MB, {share}"])
             continue
-        least, most = 1000 * row["seconds_least"], 1000 * row["seconds_most"]
-        took = f"{1000 * row['seconds']:.1f} ms [{least:.1f}, {most:.1f}]"
+        seconds = (row[key] for key in ("seconds", "seconds_least", "seconds_most"))
+        times = with_range(*(1000 * value for value in seconds), unit=" ms")
         if row["measure"] == "import":
             after = f" after {row['after']}" if row["after"] else ""
-            lines.append(["", f"`import {row['import']}`{after}", took])
+            lines.append(["", f"`import {row['import']}`{after}", times])
         else:
-            lines.append([row["model"], row["measure"], took])
+            lines.append([row["model"], row["measure"], times])
     return markdown(["backbone", "what", "median [least, most]"], lines)
 
 
 def generalisation(content: dict) -> str:
-    """mIoU of every method in every domain, and what was on which budget."""
+    """mIoU of every method in every domain, and the budget of the runs."""
     budget = content["budget"]
     seeds = len({row["seed"] for row in content["rows"] if row["purpose"] == "evaluate"})
     facts = (
@@ -224,35 +224,34 @@ def generalisation(content: dict) -> str:
 
 
 def demo() -> str:
-    """mIoU of `rein demo`'s methods over the seeds of each machine."""
-    folders: dict[str, list[dict]] = {}
-    for file in sorted(RESULTS.glob("*/demo-seed*.json")):
-        folders.setdefault(file.parent.name, []).append(json.loads(file.read_text(encoding="utf-8")))
-    found = []
-    for folder, runs in folders.items():
-        runs.sort(key=lambda run: run["schedule"]["seed"])
-        first = runs[0]
-        domains = [f"{name} (source)" if name == first["source"] else name for name in first["results"][0]["miou"]]
-        lines = []
-        unseen = [
-            {run["schedule"]["seed"]: 100 * run["results"][place]["mean_miou_of_unseen"] for run in runs}
-            for place in range(len(first["results"]))
-        ]
-        for place, results in enumerate(zip(*(run["results"] for run in runs), strict=True)):
-            tuned = results[0]["tuned_parameters"]
-            columns = zip(*(result["miou"].values() for result in results), strict=True)
-            cells = [generalisation_tables.spread(100 * value for value in column) for column in columns]
-            cells.append(generalisation_tables.spread(unseen[place].values()))
-            led = generalisation_tables.difference(unseen[place], unseen[0]) if place else ""
-            lines.append([results[0]["method"], f"{tuned:,} ({tuned / results[0]['backbone_parameters']:.1%})", *cells, led])
-        named = first["results"][0]["method"]
-        table = markdown(["method", "tuned in the backbone", *domains, "mean of unseen", f"minus {named} [95 %]"], lines)
-        seeds = ", ".join(str(run["schedule"]["seed"]) for run in runs)
-        facts = f"{first['schedule']['steps']} steps, seeds {seeds}; torch {first['versions']['torch']}"
-        found.append(
-            f"`OMP_NUM_THREADS=1 rein demo --full --seed N`, {facts}; [{folder}](benchmarks/results/{folder}):\n\n{table}"
-        )
-    return "\n".join(found)
+    """mIoU of the methods of `rein demo` over the seeds of each machine."""
+    machines: dict[str, dict[int, dict]] = {}
+    for content in results("demo-seed*"):
+        machines.setdefault(content["folder"], {})[content["runs"][0]["seed"]] = content
+    return "\n".join(demo_of_machine(dict(sorted(contents.items()))) for contents in machines.values())
+
+
+def demo_of_machine(contents: dict[int, dict]) -> str:
+    """The table of one machine, from the `results.json` of each seed."""
+    runs: dict[str, dict[int, dict[str, float]]] = {}
+    for seed, content in contents.items():
+        for result in content["results"]:
+            shares = {**result["miou"], generalisation_tables.UNSEEN: result["mean_miou_of_unseen"]}
+            runs.setdefault(result["method"], {})[seed] = {domain: 100 * share for domain, share in shares.items()}
+    first = next(iter(contents.values()))
+    domains = [f"{name} (source)" if name in first["sources"] else name for name in first["results"][0]["miou"]]
+    reference = first["results"][0]["method"]
+    lines = []
+    for result in first["results"]:
+        tuned = result["tuned_parameters"]
+        cells = generalisation_tables.cells(runs, result["method"], [reference])
+        lines.append([result["method"], f"{tuned:,} ({tuned / result['backbone_parameters']:.1%})", *cells])
+    table = markdown(
+        ["method", "tuned in the backbone", *domains, generalisation_tables.UNSEEN, f"minus {reference} [95 %]"], lines
+    )
+    steps = f"{first['runs'][0]['steps']} steps, " if "steps" in first["runs"][0] else ""
+    facts = f"{steps}seeds {', '.join(map(str, contents))}; torch {first['versions']['torch']}"
+    return f"`OMP_NUM_THREADS=1 rein demo --full --seed N`, {facts}; {link(first)}:\n\n{table}"
 
 
 TABLES = {
@@ -270,7 +269,7 @@ SOURCES = {"headline": "throughput"}
 
 
 def render(name: str) -> str:
-    """What stands between the marks of that name."""
+    """The text between the marks of that name."""
     if name == "demo":
         return demo()
     found = results(SOURCES.get(name, name))
@@ -278,7 +277,7 @@ def render(name: str) -> str:
 
 
 def updated(path: Path) -> str:
-    """A text with its tables made anew."""
+    """A text with its tables replaced by those of the results."""
 
     def fill(match: re.Match) -> str:
         table = render(match[2])
@@ -290,52 +289,61 @@ def updated(path: Path) -> str:
 
 
 def plots(folder: Path) -> None:
-    """A picture for each result that is a curve or a comparison."""
+    """Draw a picture of each result that is a curve or a comparison."""
     import matplotlib
 
     matplotlib.use("Agg")
+    drawings = {"throughput": throughput_plot, "scaling": scaling_plot}
+    drawings |= {plan.benchmark: generalisation_pictures.differences for plan in PLANS.values()}
+    for name, draw in drawings.items():
+        for content in results(name):
+            save(draw(content), folder / f"{name}-{content['folder']}.png")
+
+
+def throughput_plot(content: dict):
+    """Bars of every form's cost, a panel for each backbone and shape."""
     from matplotlib import pyplot
 
-    for content in results("throughput"):
-        cases: dict[tuple, list[dict]] = {}
-        for row in content["rows"]:
-            cases.setdefault((row["model"], row["size"], row["batch"]), []).append(row)
-        figure, axes = pyplot.subplots(1, len(cases), figsize=(4.2 * len(cases), 4.2), squeeze=False)
-        for axis, (case, rows) in zip(axes[0], cases.items(), strict=True):
-            forms = [form for form in dict.fromkeys(row["form"] for row in rows) if not form.startswith("bare")]
-            for shift, step in ((-0.2, "inference"), (0.2, "training")):
-                shown = [row for row in rows if row["step"] == step and row["form"] in forms]
-                places = [forms.index(row["form"]) + shift for row in shown]
-                low, middle, high = zip(*(row["cost_percent_quartiles"] for row in shown), strict=True)
-                error = [[m - a for m, a in zip(middle, low, strict=True)], [b - m for m, b in zip(middle, high, strict=True)]]
-                axis.barh(places, middle, 0.36, xerr=error, label=step, color="tab:blue" if step == "inference" else "tab:orange")
-                least = 100 / next(row["ceiling"] for row in shown if "ceiling" in row) - 100
-                axis.axvline(least, color="tab:blue" if step == "inference" else "tab:orange", linestyle=":", linewidth=1)
-            axis.set_yticks(range(len(forms)), forms)
-            axis.invert_yaxis()
-            axis.axvline(0, color="black", linewidth=0.8)
-            axis.set_title("{}\n{} px, batch {}".format(*case), fontsize=9)
-            axis.set_xlabel("cost over the bare backbone, %\n(median, quartiles; dotted: least possible)", fontsize=8)
-        axes[0][0].legend(fontsize=8)
-        save(figure, folder / f"throughput-{content['folder']}.png")
-    for name in TABLES:
-        if name.startswith("generalisation"):
-            for content in results(name):
-                save(generalisation_pictures.differences(content), folder / f"{name}-{content['folder']}.png")
-    for content in results("scaling"):
-        curves = lines_of(content)
-        varied = list(dict.fromkeys(name for name, _ in curves))
-        figure, axes = pyplot.subplots(1, len(varied), figsize=(3.2 * len(varied), 3.2), squeeze=False)
-        for axis, name in zip(axes[0], varied, strict=True):
-            for step in ("inference", "training"):
-                points = curves[name, step]
-                axis.plot(*zip(*points, strict=True), "o-", label=f"{step}, R² {straightness(points):.3f}", markersize=4)
-            axis.set_xlabel({"tokens": "patch tokens", "m": "tokens m", "r": "rank r"}.get(name, name))
-            axis.set_xlim(0)
-            axis.set_ylim(0)
-            axis.legend(fontsize=7)
-        axes[0][0].set_ylabel("seconds, adapter alone")
-        save(figure, folder / f"scaling-{content['folder']}.png")
+    cases: dict[tuple, list[dict]] = {}
+    for row in content["rows"]:
+        cases.setdefault((row["model"], row["size"], row["batch"]), []).append(row)
+    figure, axes = pyplot.subplots(1, len(cases), figsize=(4.2 * len(cases), 4.2), squeeze=False)
+    for axis, (case, rows) in zip(axes[0], cases.items(), strict=True):
+        forms = [form for form in dict.fromkeys(row["form"] for row in rows) if not form.startswith("bare")]
+        for shift, step, colour in ((-0.2, "inference", "tab:blue"), (0.2, "training", "tab:orange")):
+            shown = [row for row in rows if row["step"] == step and row["form"] in forms]
+            positions = [forms.index(row["form"]) + shift for row in shown]
+            low, median, high = zip(*(row["cost_percent_quartiles"] for row in shown), strict=True)
+            error = [[m - a for m, a in zip(median, low, strict=True)], [b - m for m, b in zip(median, high, strict=True)]]
+            axis.barh(positions, median, 0.36, xerr=error, label=step, color=colour)
+            least = 100 / next(row["ceiling"] for row in shown if "ceiling" in row) - 100
+            axis.axvline(least, color=colour, linestyle=":", linewidth=1)
+        axis.set_yticks(range(len(forms)), forms)
+        axis.invert_yaxis()
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_title("{}\n{} px, batch {}".format(*case), fontsize=9)
+        axis.set_xlabel("cost over the bare backbone, %\n(median, quartiles; dotted: least possible)", fontsize=8)
+    axes[0][0].legend(fontsize=8)
+    return figure
+
+
+def scaling_plot(content: dict):
+    """Seconds of the adapter, a panel for each varied quantity."""
+    from matplotlib import pyplot
+
+    curves = scaling_curves(content)
+    varied = list(dict.fromkeys(name for name, _ in curves))
+    figure, axes = pyplot.subplots(1, len(varied), figsize=(3.2 * len(varied), 3.2), squeeze=False)
+    for axis, name in zip(axes[0], varied, strict=True):
+        for step in ("inference", "training"):
+            points = curves[name, step]
+            axis.plot(*zip(*points, strict=True), "o-", label=f"{step}, R² {r_squared(points):.3f}", markersize=4)
+        axis.set_xlabel({"tokens": "patch tokens", "m": "tokens m", "r": "rank r"}.get(name, name))
+        axis.set_xlim(0)
+        axis.set_ylim(0)
+        axis.legend(fontsize=7)
+    axes[0][0].set_ylabel("seconds, adapter alone")
+    return figure
 
 
 def save(figure, path: Path) -> None:
@@ -350,17 +358,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a text is not up to date")
     options = parser.parse_args(arguments)
-    old = [path for path in TEXTS if path.read_text(encoding="utf-8") != updated(path)]
+    outdated = [path for path in TEXTS if path.read_text(encoding="utf-8") != updated(path)]
     empty = [name for path in TEXTS for _, name, _ in MARK.findall(path.read_text(encoding="utf-8")) if not render(name)]
     if empty:
-        print(f"there are no results of {', '.join(empty)}", file=sys.stderr)
+        print(f"{RESULTS} has no results of {', '.join(empty)}. Run those benchmarks with --out there.", file=sys.stderr)
     if options.check:
-        for path in old:
-            print(f"{path.relative_to(ROOT)} is not what its results say; run python -m benchmarks.report", file=sys.stderr)
-        return 1 if old or empty else 0
-    for path in old:
+        for path in outdated:
+            print(f"{path.relative_to(ROOT)} differs from its results. Run python -m benchmarks.report.", file=sys.stderr)
+        return 1 if outdated or empty else 0
+    for path in outdated:
         path.write_text(updated(path), encoding="utf-8")
     plots(IMAGES)
     return 0

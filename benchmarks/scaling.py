@@ -1,8 +1,8 @@
-"""How the adapter's own cost grows: with patch tokens (to 2048 x 2048 pixels), layers, tokens m, rank r and images.
+"""Growth of the adapter's cost with patch tokens (up to 2048 x 2048 pixels), layers, tokens m, rank r and images.
 
-Only the adapter runs, layer by layer, on made-up features. In theory it is a straight line in each of them: the report gives how much
-of the variation a straight line explains, which is little where there is hardly any, as in m. The last rows are how many adapters can
-be exchanged in a second, in memory and from files, for several that are held.
+Only the adapter runs, layer by layer, on random features. In theory its time is linear in each of these. The report gives R² of a
+straight line; R² is low where the time hardly varies, as with m. The last rows give adapter swaps per second, from memory and from
+files, among several adapters.
 """
 
 import copy
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import rein
-from benchmarks import forms, timing
+from benchmarks import forms, summary, timing
 from benchmarks.options import Options
 
 BASE = {"tokens": 1024, "layers": 12, "m": 100, "r": 16, "images": 1}
@@ -21,7 +21,7 @@ PIXELS = (256, 512, 768, 1024, 1536, 2048)  # sides of square images, patch 16
 
 
 def settings(options: Options) -> Iterator[tuple[str, list[int]]]:
-    """What is varied, and over which values."""
+    """The quantities that are varied, and their values."""
     sides = options.choose((32, 64), (256, 512, 1024, 2048), PIXELS)
     yield "tokens", [(side // 16) ** 2 for side in sides]
     yield "layers", options.choose([1, 2], [6, 12, 24], [4, 8, 12, 16, 24, 32, 40])
@@ -31,7 +31,7 @@ def settings(options: Options) -> Iterator[tuple[str, list[int]]]:
 
 
 def passes(width: int, setting: dict, options: Options) -> dict:
-    """A pass without gradients and a training step over all layers."""
+    """Inference and training step over all layers."""
     config = rein.ReinConfig(num_tokens=setting["m"], rank=setting["r"])
     adapter = rein.ReinAdapter(width, setting["layers"], config).to(options.device)
     x = torch.randn(setting["images"], setting["tokens"], width, device=options.device, dtype=options.dtype)
@@ -62,15 +62,15 @@ def rows(options: Options) -> Iterator[dict]:
             for step, run in passes(width, case, options).items():
                 runs[step, case[varied]] = run
         times = timing.interleaved(runs, repeats, options.device)
-        for (step, value), taken in times.items():
+        for (step, value), elapsed in times.items():
             fixed = {key: amount for key, amount in cases[0].items() if key != varied}
             row = {"varied": varied, "value": value, "step": step, "width": width, **fixed, "repeats": repeats}
-            yield {**row, "seconds": timing.middle(taken), "seconds_quartiles": timing.quartiles(taken, 6)}
+            yield {**row, "seconds": summary.median(elapsed), "seconds_quartiles": summary.quartiles(elapsed, 6)}
     yield from swaps(options)
 
 
 def swaps(options: Options) -> Iterator[dict]:
-    """Exchanging the adapter of a wrapped backbone, in turn among several."""
+    """Swaps of the adapter of a wrapped backbone, in turn among several adapters."""
     name = options.choose("test_vit", "vit_small_patch16_224", "vit_large_patch16_224")
     bare = forms.backbone(name, options.choose(32, 224, 512)).to(options.device, options.dtype)
     model, repeats = rein.wrap(bare), options.choose(2, 20, 50)
@@ -87,6 +87,6 @@ def swaps(options: Options) -> Iterator[dict]:
                 "memory": lambda: model.rein.load_state_dict(states[next(turn) % held]),  # noqa: B023
                 "file": lambda: rein.load(model, files[next(turn) % held]),  # noqa: B023
             }
-            for source, taken in timing.interleaved(runs, repeats, options.device).items():
+            for source, elapsed in timing.interleaved(runs, repeats, options.device).items():
                 row = {"varied": "adapters held", "value": held, "from": source, "model": name, "repeats": repeats}
-                yield {**row, "seconds": timing.middle(taken), "swaps_per_second": round(1 / timing.middle(taken), 1)}
+                yield {**row, "seconds": summary.median(elapsed), "swaps_per_second": round(1 / summary.median(elapsed), 1)}

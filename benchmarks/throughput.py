@@ -1,8 +1,9 @@
-"""What each form costs beside the bare backbone, in inference and in a training step: paired, interleaved runs.
+"""Cost of each form over the bare backbone, for inference and for a training step, from paired and interleaved runs.
 
-A training step of the bare backbone is a forward pass and the gradient of its input, which an adapter needs too. The ceiling is the
-share of the bare throughput that the published equations leave at best: one product of every token with a C x C matrix per layer, two
-more in the backward pass, at the rate at which the bare backbone computes, and all else free.
+A training step of the bare backbone is a forward pass and the gradient of its input, which an adapter needs too.
+
+The ceiling is the largest share of the bare throughput that the published equations allow. It counts one product of every token with
+a C x C matrix per layer, and two more in the backward pass, at the average rate of the bare backbone, and nothing else.
 """
 
 import gc
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import forms, timing
+from benchmarks import forms, summary, timing
 from benchmarks.options import Options
 
 EAGER = ("bare", "published", "rein", "lora", "lora merged", "full")
@@ -36,7 +37,7 @@ FULL_GPU = [
 
 
 def run(model: nn.Module, images: torch.Tensor, training: bool) -> None:
-    """One forward pass, or one training step without an optimizer."""
+    """Run one forward pass, or one training step without an optimizer."""
     if not training:
         with torch.no_grad():
             model(images)
@@ -46,7 +47,7 @@ def run(model: nn.Module, images: torch.Tensor, training: bool) -> None:
 
 
 def ceiling(name: str, size: int, training: bool) -> float:
-    """Share of the bare throughput that is left when only the products that the equations ask for are added."""
+    """Share of the bare throughput that remains if only the products of the equations are added."""
     with torch.device("meta"):
         bare = forms.backbone(name, size)
         images = torch.empty(1, 3, size, size)
@@ -72,14 +73,12 @@ def measure(
         compared = "bare compiled" if form.endswith(" compiled") else "bare"
         costs = timing.cost_percent(times[form], times[compared])
         row = {"model": name, "size": size, "batch": batch, "step": "training" if training else "inference", "form": form}
-        row |= {"repeats": repeats, "seconds": timing.middle(times[form]), "compared_with": compared}
-        row |= {
-            "images_per_second": round(batch / timing.middle(times[form]), 3),
-            "cost_percent_quartiles": timing.quartiles(costs),
-        }
-        row |= {"cost_percent_median_between": timing.interval(costs)}
+        seconds = summary.median(times[form])
+        row |= {"repeats": repeats, "seconds": seconds, "compared_with": compared}
+        row |= {"images_per_second": round(batch / seconds, 3), "cost_percent_quartiles": summary.quartiles(costs)}
+        row |= {"cost_percent_median_between": summary.median_interval(costs)}
         if form in ("rein", "rein compiled"):
-            ratio = timing.middle([other / mine for mine, other in zip(times[form], times[compared], strict=True)])
+            ratio = summary.median([bare / own for own, bare in zip(times[form], times[compared], strict=True)])
             row |= {"ceiling": round(best, 4), "share_of_ceiling": round(ratio / best, 4)}
         if options.device != "cpu":
             row["peak_bytes"] = peak(runs[form], options.device)
@@ -90,7 +89,7 @@ def measure(
 
 
 def peak(run, device: str) -> int:
-    """Most bytes that one run holds on the GPU beside what was there before it."""
+    """Peak bytes that one run allocates on the GPU, without those that were allocated before it."""
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     run()

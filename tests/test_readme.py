@@ -1,13 +1,15 @@
 """The code blocks of the README and the docs run, and their commands, options and pictures exist."""
 
+import contextlib
+import io
 import re
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 import timm
+
+from rein.cli import EXPERIMENT_COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,9 +41,12 @@ def test_the_readme_has_code_blocks_and_starts_with_the_install_line():
 
 @cache
 def get_help(command):
-    return subprocess.run(
-        [sys.executable, "-m", "rein.cli", *command, "--help"], capture_output=True, text=True, check=True
-    ).stdout
+    """All options of a command, as it prints them."""
+    everything = "--help-all" if command[0] in EXPERIMENT_COMMANDS else "--help"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+        main([*command, everything])
+    return printed.getvalue()
 
 
 def test_the_commands_and_options_in_the_texts_exist():

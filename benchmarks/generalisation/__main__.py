@@ -1,4 +1,4 @@
-"""Does it generalise? Train each method on clear day only, and evaluate it on day and on domains that training never shows.
+"""Domain generalisation: train each method on clear day only, and evaluate it on day and on unseen domains.
 
 python -m benchmarks.generalisation streets --out benchmarks/results/MACHINE
 python -m benchmarks.generalisation camvid --camvid FOLDER --out benchmarks/results/MACHINE
@@ -6,7 +6,7 @@ python -m benchmarks.generalisation --tiny                      # tries the code
 
 Every run is a recipe that `rein fit` and `rein test` execute. All methods have the same `rein.testing.pocket_vit`, the same head, the
 same number of steps and the same crops in the same order. The head's learning rate is found with the frozen backbone, then each
-method's own, on held-out SOURCE pairs of a seed that is not reported; targets are evaluated once, at the end.
+method's rate, on held-out SOURCE pairs of a seed that is not reported. Targets are evaluated once, at the end.
 
 Finished runs are kept in --work. The same command resumes where it was stopped.
 """
@@ -33,22 +33,26 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     described = "; ".join(f"{plan.name!r}: {plan.about}" for plan in PLANS.values())
-    parser.add_argument("plans", nargs="*", metavar="PLAN", help=f"{described}. All without one; camvid only with --camvid")
-    parser.add_argument("--camvid", type=Path, metavar="FOLDER", help="holds day_train, day_val and dusk_test")
     parser.add_argument(
-        "--work", type=Path, help="folder of finished runs; default: runs/generalisation, or runs/generalisation-tiny"
+        "plans", nargs="*", metavar="PLAN", help=f"run only these. {described}. Default: all, camvid only with --camvid"
     )
-    parser.add_argument("--out", type=Path, help="folder of the results; default: --work")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes, of one thread each")
-    parser.add_argument("--tiny", action="store_true", help="try the code only, at toy size")
+    parser.add_argument(
+        "--camvid", type=Path, metavar="FOLDER", help="read CamVid from this folder, which holds day_train, day_val and dusk_test"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="keep finished runs in this folder; default: runs/generalisation, or runs/generalisation-tiny"
+    )
+    parser.add_argument("--out", type=Path, help="write the results to this folder; default: --work")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="set the number of processes of one thread each")
+    parser.add_argument("--tiny", action="store_true", help="only try the code, at toy size")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.plans if name not in PLANS]:
-        parser.error(f"there is no plan {unknown[0]!r}; there are {', '.join(map(repr, PLANS))}")
+        parser.error(f"unknown plan {unknown[0]!r}; expected one of {', '.join(map(repr, PLANS))}")
     names = options.plans or [name for name, plan in PLANS.items() if plan.data != data.CAMVID or options.camvid]
     if options.camvid is None and any(PLANS[name].data == data.CAMVID for name in names):
-        parser.error("camvid needs --camvid FOLDER")
+        parser.error("camvid needs the folder of its frames. Pass --camvid FOLDER")
     if options.tiny and options.out:
-        parser.error("--tiny gives no results for --out")
+        parser.error("--tiny gives no results to keep; leave out --out")
     if options.workers < 1:
         parser.error(f"--workers {options.workers}; expected at least 1")
     work = options.work or Path("runs/generalisation-tiny" if options.tiny else "runs/generalisation")

@@ -1,4 +1,4 @@
-"""The street through another camera: a longer lens that bends lines, held askew, with another sensor behind it."""
+"""Another camera for generated streets: a longer lens with barrel distortion, tilted, and another sensor."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from rein.dgss.labels import IGNORE_LABEL
 
 
 def another_camera(image: Tensor, label: Tensor, seed: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """One picture of another camera; geometry moves the labels too.
+    """Transform an image and its labels to those of another camera.
 
     Args:
-        image: (3, H, W) uint8, of higher resolution than asked for.
+        image: (3, H, W) uint8, of a higher resolution than `size`.
         label: (H, W) uint8.
-        seed: of the camera.
-        size: height and width in pixels of what it gives.
+        seed: seed of the camera's properties.
+        size: height and width of the output in pixels.
 
     Returns:
-        An image (3, height, width) and labels (height, width), uint8; 255 where the lens sees past the scene's edge.
+        An image (3, height, width) and labels (height, width), uint8; labels outside the scene are 255.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -33,7 +33,7 @@ def another_camera(image: Tensor, label: Tensor, seed: int, size: tuple[int, int
 
 
 def _lens(size: tuple[int, int], zoom: Tensor, bend: Tensor, roll: Tensor, shift: Tensor) -> Tensor:
-    """Where each pixel looks, (1, height, width, 2) in -1..1: barrel distortion, then roll, zoom and shift."""
+    """Sampling grid (1, height, width, 2) from -1 to 1: barrel distortion, then zoom, roll and shift."""
     height, width = size
     y, x = torch.meshgrid(
         torch.linspace(-1 + 1 / height, 1 - 1 / height, height),
@@ -48,7 +48,7 @@ def _lens(size: tuple[int, int], zoom: Tensor, bend: Tensor, roll: Tensor, shift
 
 
 def _sensor(seen: Tensor, some, generator: torch.Generator) -> Tensor:
-    """Response curve, white balance, saturation, vignette, blur and noise; uint8."""
+    """Apply response curve, white balance, saturation, vignette, blur and noise; returns uint8."""
     _, height, width = seen.shape
     seen = seen.clamp(1e-4, 1) ** torch.exp(some(-0.4, 0.4)) * torch.exp(some(-0.25, 0.25) + some(-0.15, 0.15, 3, 1, 1))
     grey = seen.mean(0, keepdim=True)

@@ -1,4 +1,4 @@
-"""The methods that take part: ways to tune the same backbone under the same head."""
+"""The compared methods, which tune the same backbone under the same decode head."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Contender:
         method: one of `rein.dgss.methods.METHODS`.
         settings: settings of the method.
         pretrained: use the backbone's pretrained weights; otherwise random ones.
-        about: what the row is there to show.
+        about: what the row shows.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Contender:
         return self.method == "freeze"
 
     def facts(self) -> dict[str, Any]:
-        """Everything that its results depend on."""
+        """The settings that the results depend on."""
         return {"method": self.method, "settings": dict(self.settings), "pretrained": self.pretrained}
 
 

@@ -1,6 +1,6 @@
 """Source and target domains of each seed, written once as folders of images and labels: generated streets, and real frames of CamVid.
 
-One clear-day source in each; every other domain is only evaluated. The data of a seed follow from the seed alone.
+The source is clear day; the other domains are only evaluated. The data of a seed depend only on the seed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Counts:
 
 
 def version(kind: str, camvid: Path | None) -> str:
-    """Digest of what the data of all seeds depend on: the code that makes them, and CamVid's files."""
+    """Digest of the code that writes the data and, for CamVid, of its files."""
     digest = hashlib.sha256()
     if kind == STREETS:
         drawing = (Path(camera.__file__), Path(generated.__file__), *sorted(Path(scenes.__file__).parent.glob("*.py")))
@@ -67,8 +67,8 @@ def streets(seed: int, counts: Counts, cache: Path, targets: bool = True) -> dic
     Args:
         seed: seed of the streets.
         counts: numbers of streets.
-        cache: folder in which they are kept once rendered.
-        targets: render the target domains, too; choosing a rate does without them.
+        cache: folder that keeps the rendered images.
+        targets: also render the target domains, which are not needed to choose a rate.
     """
     sizes = "-".join(map(str, (counts.train, counts.validation, counts.test)))
     root = cache / version(STREETS, None) / f"streets-{seed}-{sizes}"
@@ -88,14 +88,14 @@ def streets(seed: int, counts: Counts, cache: Path, targets: bool = True) -> dic
 def camvid(root: Path, cache: Path, limit: int | None = None, targets: bool = True) -> dict[str, Any]:
     """Real frames: trained on the drive 0016E5 by day, validated on 0006R0 by day, evaluated on 0001TP at dusk.
 
-    The frames that are evaluated by day are a clip of the training drive, one second of driving after the last training frame, so that
-    figure is a high one.
+    The day frames of the evaluation are a clip of the training drive, one second of driving after its last training frame, so that
+    mIoU by day is optimistic.
 
     Args:
         root: folder with `day_train`, `day_val` and `dusk_test`, each with `images` and `labels`; frames are named by their drive.
-        cache: folder in which the halved frames are kept.
-        limit: at most this many frames of each kind, evenly spaced.
-        targets: read the target domains, too.
+        cache: folder that keeps the halved frames.
+        limit: maximum number of frames of each kind, evenly spaced.
+        targets: also read the target domains.
     """
     out = cache / version(CAMVID, root) / f"camvid-{limit or 'all'}"
     splits = {name: open_dataset("folder", root, split=name) for name in ("day_train", "day_val", "dusk_test")}
@@ -151,7 +151,7 @@ def _halve(pair: Pair) -> Pair:
 
 
 def _write_domain(folder: Path, space: LabelSpace, make: Callable[[], Iterable[Pair]]) -> None:
-    """Write pairs as a data set of the kind `folder`, unless it is there already."""
+    """Write pairs as a data set for the loader `folder`, unless the folder exists."""
     if folder.exists():
         return
     part = folder.with_name(f".{folder.name}-{os.getpid()}")

@@ -8,12 +8,13 @@ from benchmarks.generalisation.contenders import ABLATIONS, CONTENDERS, CONTROLS
 from benchmarks.generalisation.data import CAMVID, STREETS, Counts
 from benchmarks.generalisation.trial import Budget
 
-# Learning rates. A search starts with three and continues while the best one is the lowest or the highest so far. The head's rate is found
-# with the frozen backbone and serves every contender; a method's rate is that of what it trains in the backbone.
+# Learning rates. A search starts with three and continues while the best one is the lowest or the highest so far. The head's rate is
+# found with the frozen backbone and applies to every contender; a method's rate applies to the parameters that it trains in the
+# backbone.
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 FIRST_OF_HEAD, FIRST_OF_METHOD = (3e-3, 1e-2, 3e-2), (3e-4, 1e-3, 3e-3)
-FREEZE = "freeze"  # a part of every plan
-CHOOSING = 900  # seed with which rates are chosen; it is not reported
+FREEZE = "freeze"  # contender that every plan contains
+CHOOSING = 900  # seed of the runs that choose rates; not reported
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,13 @@ class Plan:
     Attributes:
         name: name of the table and its file.
         data: `streets` or `camvid`.
-        contenders: its rows.
+        contenders: rows of the table.
         head: one of `trial.HEADS`.
         budget: length of every run.
         counts: numbers of streets.
-        seeds: seeds that are reported; each has streets, head, crops and order of its own.
-        limit: at most this many frames of each kind of CamVid.
-        about: what the table is there to show.
+        seeds: reported seeds, each with different streets, head weights, crops and order.
+        limit: maximum number of CamVid frames of each kind.
+        about: what the table shows.
     """
 
     name: str
@@ -44,12 +45,12 @@ class Plan:
 
     @property
     def stem(self) -> str:
-        """Its name in file names."""
+        """The plan's name in file names."""
         return self.name.replace(" ", "-")
 
     @property
     def benchmark(self) -> str:
-        """What its results are called."""
+        """Name of the results."""
         return f"generalisation-{self.stem}"
 
 
@@ -71,7 +72,7 @@ PLANS = {
 
 
 def tiny(plan: Plan) -> Plan:
-    """The same at a size that only tries the code."""
+    """The plan at toy size, to try the code."""
     return replace(
         plan,
         contenders=plan.contenders[:2],
@@ -83,18 +84,18 @@ def tiny(plan: Plan) -> Plan:
 
 
 def next_rate(found: dict[float, float]) -> float | None:
-    """The rate to try next, or None when the best has a worse neighbour, or no neighbour, on either side.
+    """The rate to try next, or None if both neighbours of the best rate were tried; the first and the last rate have only one.
 
     Args:
-        found: rate -> mIoU on the source's validation pairs, of the first three at least.
+        found: rate -> mIoU on the source's validation pairs; holds at least the first three rates.
     """
-    place = RATES.index(best_rate(found))
-    for neighbour in (place - 1, place + 1):
+    best = RATES.index(best_rate(found))
+    for neighbour in (best - 1, best + 1):
         if 0 <= neighbour < len(RATES) and RATES[neighbour] not in found:
             return RATES[neighbour]
     return None
 
 
 def best_rate(found: dict[float, float]) -> float:
-    """The rate with the highest mIoU; the smaller of equals."""
+    """The rate with the highest mIoU; the smallest one of a tie."""
     return max(sorted(found), key=found.__getitem__)

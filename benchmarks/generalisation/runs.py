@@ -1,4 +1,4 @@
-"""All runs of a plan. A finished run is kept, and read when the plan is run again."""
+"""Execution of a plan's runs. Finished runs are kept, and read when the plan is run again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHOWN = ("freeze", "rein zero-init", "full")  # contenders in the picture of exa
 
 
 def backbone_facts() -> dict[str, Any]:
-    """Which weights the backbone has: step of their pretraining, and a digest."""
+    """The weights of the backbone: step of their pretraining, and a digest."""
     with safe_open(POCKET_WEIGHTS, "pt") as file:
         about = json.loads(file.metadata()["about"])
     digest = hashlib.sha256(POCKET_WEIGHTS.read_bytes()).hexdigest()[:16]
@@ -56,13 +56,13 @@ def settings_of(plan: Plan) -> dict[str, Any]:
 
 
 def run_folder(plan: Plan, name: str, rates: Rates, seed: int, work: Path) -> Path:
-    """The folder of a run; `row.json` in it says that the run is finished."""
+    """The folder of a run, which holds `row.json` if the run is finished."""
     stem = f"{name}-{rates.head:g}-{rates.method:g}-{seed}".replace(" ", "-").replace(",", "")
     return work / plan.stem / stem
 
 
 def one_run(plan: Plan, name: str, rates: Rates, seed: int, work: Path, camvid: Path | None) -> dict[str, Any]:
-    """Do a run, or read its figures if it is finished."""
+    """Execute a run, or read its figures if it is finished."""
     contender = CONTENDERS_BY_NAME[name]
     facts = {**settings_of(plan), "data": data.version(plan.data, camvid), "contender": contender.facts()}
     folder = run_folder(plan, name, rates, seed, work)
@@ -76,7 +76,7 @@ def one_run(plan: Plan, name: str, rates: Rates, seed: int, work: Path, camvid: 
             raise InputError(f"{finished} was made with other settings, weights or data. Choose another --work.")
         return found["row"]
     torch.set_num_threads(1)
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
+    shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
     choosing = seed == CHOOSING
     section = data_section(plan, seed, work, camvid, targets=not choosing)
     config = trial.configuration(contender, plan.head, section, plan.budget, rates, seed, folder)
@@ -103,9 +103,9 @@ def prepare(plan: Plan, seed: int, work: Path, camvid: Path | None) -> None:
 
 
 def run_plan(plan: Plan, work: Path, camvid: Path | None, workers: int) -> list[dict[str, Any]]:
-    """All runs of a plan, over several processes of one thread each.
+    """Execute all runs of a plan in several processes of one thread each.
 
-    The search starts with the head's rate, on the frozen backbone, then each method's. A method is evaluated once its rate is found.
+    The head's rate is found first, with the frozen backbone, then each method's rate. A method is evaluated when its rate is found.
     """
     started = time.monotonic()
     context = multiprocessing.get_context("spawn")
@@ -150,7 +150,7 @@ def _begin(parent: int) -> None:
 
 
 class Search:
-    """Which runs of a plan can start, given those that are finished."""
+    """Search for rates: which runs of a plan can start, given the finished ones."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.rows = plan, list[dict[str, Any]]()
@@ -198,7 +198,7 @@ class Search:
 
 
 def draw_examples(plan: Plan, content: dict[str, Any], work: Path) -> Path | None:
-    """Compare the predictions of some contenders for the first seed; returns the picture, if at least one of them is there."""
+    """Draw predictions of the contenders in `SHOWN` for the first seed; returns the picture, or None if none of them is finished."""
     rates = {row["contender"]: Rates(row["head_rate"], row["rate"]) for row in content["rows"] if row["purpose"] == "evaluate"}
     folders = {name: run_folder(plan, name, rates[name], plan.seeds[0], work) for name in SHOWN if name in rates}
     folders = {name: folder for name, folder in folders.items() if (folder / "test" / "results.json").exists()}

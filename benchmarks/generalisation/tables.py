@@ -1,68 +1,26 @@
-"""Tables of the runs: mean and spread over seeds, and paired differences."""
+"""Tables of the runs: every method's mIoU in every domain over seeds, and paired differences between methods."""
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-from scipy import stats
-
+from benchmarks.summary import difference, spread
 from rein.dgss.evaluation.results import text_table
 
 UNSEEN = "mean of unseen"
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Mean of values over seeds, and their standard deviation."""
-
-    mean: float
-    deviation: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.deviation:.1f}"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean of the differences seed by seed, and its 95 % confidence interval over seeds (Student's t)."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
-
-
 def evaluated(content: Mapping[str, Any]) -> dict[str, dict[int, dict[str, float]]]:
-    """Contender -> seed -> domain -> mIoU in per cent, with the mean of the unseen domains among them."""
+    """Contender -> seed -> domain -> mIoU in per cent; `UNSEEN` holds the mean of the unseen domains."""
     found: dict[str, dict[int, dict[str, float]]] = {}
     for row in content["rows"]:
         if row["purpose"] == "evaluate":
             unseen = [value for domain, value in row["miou"].items() if domain != content["source"]]
-            found.setdefault(row["contender"], {})[row["seed"]] = {**row["miou"], UNSEEN: statistics.fmean(unseen)}
+            found.setdefault(row["contender"], {})[row["seed"]] = {**row["miou"], UNSEEN: fmean(unseen)}
     return found
-
-
-def spread(values: Iterable[float]) -> Spread:
-    """Mean and standard deviation over seeds; the deviation of one seed is NaN."""
-    values = list(values)
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan)
-
-
-def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Difference:
-    """One contender's values minus another's, over the seeds that both have."""
-    values = [one[seed] - other[seed] for seed in sorted(set(one) & set(other))]
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return Difference(mean, math.nan, math.nan)
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return Difference(mean, mean - half, mean + half)
 
 
 def of_domain(runs: Mapping[int, Mapping[str, float]], domain: str) -> dict[int, float]:
@@ -71,29 +29,37 @@ def of_domain(runs: Mapping[int, Mapping[str, float]], domain: str) -> dict[int,
 
 
 def table(content: Mapping[str, Any], against: tuple[str, ...] = ("freeze", "full")) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: trainable parameters, rates of head and method, every domain, and differences in the mean of the unseen.
+    """Header and rows: trainable parameters, rates of head and method, every domain, and differences in the mean of unseen domains.
 
     A run that diverged counts as 0; its row says so.
     """
     runs = evaluated(content)
     rows = {}
     for row in sorted((row for row in content["rows"] if row["purpose"] == "evaluate"), key=lambda row: "diverged" not in row):
-        rows[row["contender"]] = row  # of one that did not diverge, if there is any
+        rows[row["contender"]] = row  # the last one wins: a run that did not diverge, if there is one
     lost = Counter(row["contender"] for row in content["rows"] if row["purpose"] == "evaluate" and "diverged" in row)
     domains = list(next(iter(rows.values()))["miou"])
     source = content["source"]
-    head = ["method", "tuned", "rates", *(f"{domain} (source)" if domain == source else domain for domain in domains), UNSEEN]
+    header = ["method", "tuned", "rates", *(f"{domain} (source)" if domain == source else domain for domain in domains), UNSEEN]
     against = tuple(name for name in against if name in runs)
     lines = []
     for name, found in runs.items():
-        cells = [str(spread(of_domain(found, domain).values())) for domain in (*domains, UNSEEN)]
-        paired = [
-            "" if name == other else str(difference(of_domain(found, UNSEEN), of_domain(runs[other], UNSEEN)))
-            for other in against
-        ]
-        called = f"{name} ({lost[name]} of {len(found)} diverged)" if lost[name] else name
-        lines.append([called, f"{rows[name]['tuned_parameters']:,}", _rates(rows[name]), *cells, *paired])
-    return [*head, *(f"minus {name}" for name in against)], lines
+        title = f"{name} ({lost[name]} of {len(found)} diverged)" if lost[name] else name
+        lines.append([title, f"{rows[name]['tuned_parameters']:,}", _rates(rows[name]), *cells(runs, name, against)])
+    return [*header, *(f"minus {name}" for name in against)], lines
+
+
+def cells(runs: Mapping[str, Mapping[int, Mapping[str, float]]], name: str, against: Sequence[str]) -> list[str]:
+    """Spread over seeds in every domain, then differences to other methods in the mean of unseen domains.
+
+    Args:
+        runs: method -> seed -> domain -> mIoU in per cent, with `UNSEEN` among the domains.
+        name: the method.
+        against: the methods to compare it with; the cell of the method itself is empty.
+    """
+    unseen = {method: of_domain(seeds, UNSEEN) for method, seeds in runs.items()}
+    spreads = [str(spread(of_domain(runs[name], domain).values())) for domain in next(iter(runs[name].values()))]
+    return [*spreads, *("" if name == other else str(difference(unseen[name], unseen[other])) for other in against)]
 
 
 def _rates(row: Mapping[str, Any]) -> str:

@@ -13,10 +13,10 @@ from rein.dgss import commands, recipes
 
 @dataclass(frozen=True)
 class Budget:
-    """The same for every contender.
+    """Length of a run, the same for every contender.
 
     Attributes:
-        steps: steps of AdamW, at a rate that falls to zero.
+        steps: AdamW steps; the learning rate decays to zero.
         batch: crops per step.
         crop: side of the crops in pixels.
     """
@@ -28,13 +28,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates of the head, and of what trains in the backbone; with a frozen backbone they are equal."""
+    """Learning rates of the head and of the trainable backbone parameters; equal for a frozen backbone."""
 
     head: float
     method: float
 
 
-HEADS: dict[str, dict[str, Any]] = {  # over the maps of the paper's four blocks
+HEADS: dict[str, dict[str, Any]] = {  # on feature maps of the paper's four blocks
     "linear": {"head": "LinearHead"},
     "mask2former": {
         "head": "Mask2FormerHead",
@@ -53,7 +53,7 @@ HEADS: dict[str, dict[str, Any]] = {  # over the maps of the paper's four blocks
 def configuration(
     contender: Contender, head: str, data: dict[str, Any], budget: Budget, rates: Rates, seed: int, out: Path
 ) -> dict[str, Any]:
-    """The recipe of one run. The last state is evaluated, as in the paper: nothing is chosen on the way.
+    """The recipe of one run. The last state is evaluated, as in the paper; no checkpoint is selected.
 
     Args:
         contender: the method.
@@ -104,8 +104,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     """Fit and test a recipe.
 
     Returns:
-        Figures of the run: mIoU in per cent on the source's validation pairs, by which rates are chosen, and on each target, if the
-        recipe has any; numbers of parameters; processor time of training.
+        Figures of the run: numbers of parameters; processor time of training; mIoU in per cent on the source's validation pairs,
+        which chooses the rates, and on each target, if the recipe has targets.
 
     Raises:
         DivergedError: the loss is not finite.

@@ -1,8 +1,8 @@
-"""The objective: a masked autoencoder (He et al., arXiv 2111.06377) that sees an image in another light and rebuilds it as it was.
+"""The objective: a masked autoencoder (He et al., arXiv 2111.06377) that sees a relit image and reconstructs the original.
 
-The encoder is the timm `VisionTransformer` itself, on the part of the patches that is shown. A linear layer rebuilds each of them
-from its own token, and a small decoder guesses some of the hidden ones. Most of what is rebuilt hardly depends on light: pixels
-normalised by patch, and histograms of oriented gradients (MaskFeat, arXiv 2112.09133); the rest is the patch's colours, coarsely.
+The encoder is the timm `VisionTransformer`, applied to the visible patches. A linear layer reconstructs each visible patch from its
+token; a small decoder reconstructs some of the masked patches. Two of the three targets hardly depend on light: pixels normalised by
+patch, and histograms of oriented gradients (MaskFeat, arXiv 2112.09133). The third is the patch's colours at low resolution.
 """
 
 from __future__ import annotations
@@ -17,56 +17,62 @@ from torch import Tensor, nn
 
 from rein.testing.models import POCKET_MEAN, POCKET_STD
 
-SHOWN = 0.4  # share of the patches that the encoder sees, and share that the decoder guesses
-BINS, CELL = 9, 4  # of the histograms: orientations, and pixels along a side; the coarse colours have the same cells
-HOG_SCALE = 8.0  # brings the histograms' variance to the pixels'
+VISIBLE = 0.4  # share of the patches that the encoder sees; the decoder reconstructs an equal share of the masked ones
+BINS, CELL = 9, 4  # orientations and cell side in pixels of the histograms; the colours have cells of the same size
+HOG_SCALE = 8.0  # gives the histograms the variance of the pixels
 
 
 class MaskedAutoencoder(nn.Module):
-    """An encoder that is kept, and a decoder that is not.
+    """An encoder, and a decoder that is needed for pretraining only.
 
     Args:
         encoder: a plain timm ViT with one class token.
-        width: of the decoder's only block.
+        width: embedding dimension of the decoder, which has one block.
     """
 
     def __init__(self, encoder: VisionTransformer, width: int = 96):
         super().__init__()
         self.encoder, self.patch = encoder, encoder.patch_embed.patch_size[0]
         self.embed = nn.Linear(encoder.embed_dim, width)
-        self.hidden = nn.Parameter(0.02 * torch.randn(width))
+        self.mask_token = nn.Parameter(0.02 * torch.randn(width))
         self.block = Block(width, num_heads=3)
         self.norm = nn.LayerNorm(width)
         self.sizes = [3 * self.patch**2, BINS * (self.patch // CELL) ** 2, 3 * (self.patch // CELL) ** 2]
-        self.head = nn.Linear(width, sum(self.sizes))  # for hidden patches
-        self.own_head = nn.Linear(encoder.embed_dim, sum(self.sizes))  # for shown ones
+        self.masked_head = nn.Linear(width, sum(self.sizes))
+        self.visible_head = nn.Linear(encoder.embed_dim, sum(self.sizes))
         for name, values in (("mean", POCKET_MEAN), ("std", POCKET_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
-    def forward(self, seen: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """The loss, a scalar: `seen`, (B, 3, H, W) from 0 to 1, is shown in part, and `clean` is to be rebuilt."""
-        batch, _, rows, columns = seen.shape
-        grid = [rows // self.patch, columns // self.patch]
-        order = torch.rand(batch, grid[0] * grid[1], generator=generator).argsort(1)
-        count = int(order.shape[1] * SHOWN)
-        shown, hidden = order[:, :count], order[:, count : 2 * count]
-        with torch.autocast("cpu", torch.bfloat16):
-            tokens = self._encode((seen - self.mean) / self.std, shown)
-            own = self.own_head(tokens)
-            tokens = self.embed(tokens)
-            places = build_sincos2d_pos_embed(grid, tokens.shape[-1]).to(tokens.dtype)
-            tokens = torch.cat([tokens + places[shown], self.hidden.to(tokens.dtype) + places[hidden]], 1)
-            guesses = self.head(self.norm(self.block(tokens)[:, count:]))
-        wanted = self._targets(clean)
-        return self._distance(own, _take(wanted, shown)) + self._distance(guesses, _take(wanted, hidden))
+    def forward(self, relit: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:
+        """The loss, a scalar.
 
-    def _distance(self, found: Tensor, wanted: Tensor) -> Tensor:
-        """Mean squared error, each of the three kinds of target counting the same."""
-        kinds = zip(found.float().split(self.sizes, -1), wanted.split(self.sizes, -1), strict=True)
+        Args:
+            relit: (B, 3, H, W) from 0 to 1, the images whose visible patches the encoder sees.
+            clean: (B, 3, H, W) from 0 to 1, the images to reconstruct.
+            generator: source of the random mask.
+        """
+        batch, _, height, width = relit.shape
+        grid = [height // self.patch, width // self.patch]
+        order = torch.rand(batch, grid[0] * grid[1], generator=generator).argsort(1)
+        count = int(order.shape[1] * VISIBLE)
+        visible, masked = order[:, :count], order[:, count : 2 * count]
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = self._encode((relit - self.mean) / self.std, visible)
+            of_visible = self.visible_head(tokens)
+            tokens = self.embed(tokens)
+            positions = build_sincos2d_pos_embed(grid, tokens.shape[-1]).to(tokens.dtype)
+            tokens = torch.cat([tokens + positions[visible], self.mask_token.to(tokens.dtype) + positions[masked]], 1)
+            of_masked = self.masked_head(self.norm(self.block(tokens)[:, count:]))
+        targets = self._targets(clean)
+        return self._loss(of_visible, _gather(targets, visible)) + self._loss(of_masked, _gather(targets, masked))
+
+    def _loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the mean squared errors of the three kinds of target."""
+        kinds = zip(predictions.float().split(self.sizes, -1), targets.split(self.sizes, -1), strict=True)
         return torch.stack([F.mse_loss(*kind) for kind in kinds]).sum()
 
     def _targets(self, clean: Tensor) -> Tensor:
-        """What is to be rebuilt of every patch, (B, N, K): pixels of mean 0 and variance 1, histograms, coarse colours."""
+        """Targets of every patch, (B, N, K): pixels of mean 0 and variance 1, histograms, colours at low resolution."""
         pixels = patchify(clean, self.patch)
         pixels = (pixels - pixels.mean(-1, keepdim=True)) / (pixels.var(-1, keepdim=True) + 1e-4).sqrt()
         gradients = patchify(histograms(clean), self.patch // CELL)
@@ -74,27 +80,27 @@ class MaskedAutoencoder(nn.Module):
         colours = patchify(F.avg_pool2d((clean - self.mean) / self.std, CELL), self.patch // CELL)
         return torch.cat([pixels, gradients, colours], -1)
 
-    def _encode(self, images: Tensor, shown: Tensor) -> Tensor:
-        """The tokens of the shown patches, (B, n, C)."""
+    def _encode(self, images: Tensor, visible: Tensor) -> Tensor:
+        """Tokens (B, n, C) of the visible patches, whose indices are (B, n)."""
         tokens = self.encoder._pos_embed(self.encoder.patch_embed(images))
-        tokens = torch.cat([tokens[:, :1], _take(tokens[:, 1:], shown)], 1)
+        tokens = torch.cat([tokens[:, :1], _gather(tokens[:, 1:], visible)], 1)
         return self.encoder.norm(self.encoder.blocks(tokens))[:, 1:]
 
 
-def _take(tokens: Tensor, places: Tensor) -> Tensor:
-    """Some of the tokens (B, N, C), by place (B, n)."""
-    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
+def _gather(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Select (B, n, C) of the tokens (B, N, C) by indices (B, n)."""
+    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def patchify(maps: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) as one row per patch, (B, N, P P C)."""
-    batch, channels, rows, columns = maps.shape
-    parts = maps.reshape(batch, channels, rows // patch, patch, columns // patch, patch)
+    """Reshape (B, C, H, W) to (B, N, P P C), one entry per patch."""
+    batch, channels, height, width = maps.shape
+    parts = maps.reshape(batch, channels, height // patch, patch, width // patch, patch)
     return parts.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch * patch * channels)
 
 
 def histograms(images: Tensor) -> Tensor:
-    """How strong the grey image's gradients are by orientation, averaged over cells: (B, 9, H / 4, W / 4)."""
+    """Histograms of oriented gradients of the grey images, averaged over cells: (B, 9, H / 4, W / 4)."""
     grey = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     across = grey[:, :, 1:-1, 2:] - grey[:, :, 1:-1, :-2]
     down = grey[:, :, 2:, 1:-1] - grey[:, :, :-2, 1:-1]

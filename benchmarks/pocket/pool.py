@@ -1,8 +1,8 @@
-"""The unlabelled images that `pocket_vit` is pretrained on: generated streets of many domains and cameras, and generated textures.
+"""The unlabelled images for the pretraining of `pocket_vit`: generated streets of many domains and cameras, and generated textures.
 
-Streets have the seeds from `FIRST_STREET` on, `MOST` of them at most; data sets of generated streets have none of these. A street is
-rendered once, in one domain, and its labels and depth are thrown away. Image `i` follows from the pool's seed and `i` alone, so any
-number of processes makes the same pool.
+Streets have up to `MAX_STREETS` seeds from `FIRST_STREET` on, which the data set `scenes` never uses. A street is rendered once, in
+one domain, and its labels and depth are dropped. Image `i` depends only on the pool's seed and `i`, so that any number of processes
+renders the same pool.
 """
 
 from __future__ import annotations
@@ -18,16 +18,25 @@ from PIL import Image, ImageDraw
 
 from rein.dgss.scenes import DOMAINS, render
 
-FIRST_STREET, MOST = 1_000_000, 100_000
+FIRST_STREET, MAX_STREETS = 1_000_000, 100_000
 HEIGHT, WIDTH = 128, 256
 TEXTURES = 0.12  # share of the images that show no street
-LOOKS = (*DOMAINS, "dusk")
+POOL_DOMAINS = (*DOMAINS, "dusk")
 
 
 def make_pool(path: Path, count: int, seed: int, workers: int) -> np.ndarray:
-    """Render `count` images into one `.npy` file, or find them there; returns them as `(N, 128, 256, 3)` uint8, read from disk."""
-    if count > MOST:
-        raise ValueError(f"{count} images would need streets that others fit and judge on; {MOST} is the most.")
+    """Render `count` images into one `.npy` file, unless it exists.
+
+    Returns:
+        The images, (N, 128, 256, 3) uint8, memory-mapped.
+
+    Raises:
+        ValueError: `count` is larger than `MAX_STREETS`, or than the number of images in an existing file.
+    """
+    if count > MAX_STREETS:
+        raise ValueError(
+            f"{count} images need streets that are reserved for training and evaluation; expected at most {MAX_STREETS}."
+        )
     if not path.exists():
         unfinished = path.with_suffix(".part")
         pool = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=(count, HEIGHT, WIDTH, 3))
@@ -39,12 +48,12 @@ def make_pool(path: Path, count: int, seed: int, workers: int) -> np.ndarray:
         unfinished.rename(path)
     pool = np.load(path, mmap_mode="r")
     if len(pool) < count:
-        raise ValueError(f"{path} holds {len(pool)} images; {count} were asked for.")
+        raise ValueError(f"{path} holds {len(pool)} images; expected at least {count}. Delete it, or choose another folder.")
     return pool[:count]
 
 
 def draw_image(number: int, seed: int) -> np.ndarray:
-    """Draw image `number` of the pool: `(128, 256, 3)` uint8."""
+    """Draw image `number` of the pool, (128, 256, 3) uint8."""
     random = np.random.default_rng((seed, number))
     if random.random() < TEXTURES:
         return draw_texture(random)
@@ -52,24 +61,24 @@ def draw_image(number: int, seed: int) -> np.ndarray:
 
 
 def draw_street(random: Generator, street: int) -> np.ndarray:
-    """A street in a random domain, by a camera that may be nearer than the benchmark's: a window of a larger image."""
+    """A street in a random domain: a window of an image that may be larger, as from a camera that is nearer."""
     height = HEIGHT if random.random() < 0.5 else int(random.integers(HEIGHT, 208))
     size = height, 2 * height
-    look = LOOKS[random.integers(len(LOOKS))]
-    image = _dusk(street, size, random) if look == "dusk" else render(street, look, size).image
+    domain = POOL_DOMAINS[random.integers(len(POOL_DOMAINS))]
+    image = _dusk(street, size, random) if domain == "dusk" else render(street, domain, size).image
     top, left = random.integers(height - HEIGHT + 1), random.integers(size[1] - WIDTH + 1)
     return image[top : top + HEIGHT, left : left + WIDTH]
 
 
 def _dusk(street: int, size: tuple[int, int], random: Generator) -> np.ndarray:
-    """Between day and night: what is left of the daylight, tinted, over the lit street."""
+    """Dusk: dimmed and tinted daylight, added to the street at night."""
     light = random.uniform(0.2, 0.5) * random.uniform(0.75, 1.25, 3)
     image = render(street, "day", size).image * light + 0.75 * render(street, "night", size).image
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def draw_texture(random: Generator) -> np.ndarray:
-    """Two to four layers of colour noise, checkers and polygons, each seen through a mask of noise."""
+    """Two to four layers of colour noise, checkers and polygons, blended by masks of noise."""
     image = _noise(random)
     for _ in range(int(random.integers(1, 4))):
         layer = (_noise, _checkers, _polygons)[random.integers(3)](random)
@@ -79,7 +88,7 @@ def draw_texture(random: Generator) -> np.ndarray:
 
 
 def _noise(random: Generator) -> np.ndarray:
-    """Fractal colour noise of a random roughness, `(128, 256, 3)` in 0..255."""
+    """Fractal colour noise of a random roughness, (128, 256, 3) from 0 to 255."""
     image, roughness = np.zeros((HEIGHT, WIDTH, 3), np.float32), random.uniform(0.3, 1.0)
     for octave in range(1, 7):
         grid = random.integers(0, 256, (2**octave, 2 ** (octave + 1), 3), dtype=np.uint8)
@@ -91,7 +100,7 @@ def _noise(random: Generator) -> np.ndarray:
 
 
 def _checkers(random: Generator) -> np.ndarray:
-    """A turned grid of two colours, or stripes."""
+    """A rotated grid of two colours, or stripes."""
     angle, sides = random.uniform(0, np.pi), random.uniform(3, 40, 2)
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
@@ -101,7 +110,7 @@ def _checkers(random: Generator) -> np.ndarray:
 
 
 def _polygons(random: Generator) -> np.ndarray:
-    """Filled triangles to pentagons and discs of random colours and sizes."""
+    """Filled polygons of three to five corners, and discs, of random colours and sizes."""
     image = Image.new("RGB", (WIDTH, HEIGHT), tuple(random.integers(0, 256, 3).tolist()))
     draw = ImageDraw.Draw(image)
     for _ in range(int(random.integers(5, 40))):

@@ -1,9 +1,9 @@
-"""Make the weights of `rein.testing.pocket_vit` again, from a seed, on two cores.
+"""Pretrain `rein.testing.pocket_vit` from a seed, on two cores.
 
-python -m benchmarks.pocket.pretrain --work FOLDER             # renders the pool, then trains; goes on where it was stopped
-python -m benchmarks.pocket.pretrain --work FOLDER --export    # puts the last checkpoint's weights where rein keeps them
+python -m benchmarks.pocket.pretrain --work FOLDER             # renders the pool, then trains; resumes a stopped run
+python -m benchmarks.pocket.pretrain --work FOLDER --export    # writes the weights of the last checkpoint into the package
 
-Needs nothing but `pip install 'rein-adapter[train]'`. Labels are never read.
+Needs only `pip install 'rein-adapter[train]'`. Labels are never read.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from benchmarks.pocket.views import crops, relight
 from rein.testing import pocket_vit
 from rein.testing.models import POCKET_WEIGHTS
 
-SIZES = ((128, 128), (96, 192))  # of the crops, step by step in turn
+SIZES = ((128, 128), (96, 192))  # sizes of the crops, which alternate from step to step
 PEAK_RATE, WARM_UP, WEIGHT_DECAY = 1e-3, 0.05, 0.05
 
 
 def build(seed: int) -> tuple[MaskedAutoencoder, torch.optim.Optimizer]:
-    """The model with the seed's random weights, and its optimizer."""
+    """Build the model with random weights, and its optimizer."""
     torch.manual_seed(seed)
     model = MaskedAutoencoder(pocket_vit(pretrained=False))
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
@@ -40,7 +40,7 @@ def build(seed: int) -> tuple[MaskedAutoencoder, torch.optim.Optimizer]:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """A cosine to zero, times a linear warm-up."""
+    """Cosine decay to zero, times a linear warm-up."""
     done = (step + 1) / steps
     return PEAK_RATE * min(1.0, done / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
 
@@ -48,7 +48,7 @@ def learning_rate(step: int, steps: int) -> float:
 def train_step(
     model: MaskedAutoencoder, optimizer: torch.optim.Optimizer, pool: np.ndarray, step: int, options: argparse.Namespace
 ) -> float:
-    """One step, whose randomness follows from the seed and the step's number; returns the loss."""
+    """Run one step and return the loss. Its random numbers depend only on the seed and the step."""
     generator = torch.Generator().manual_seed(options.seed * 1_000_000_007 + step)
     chosen = torch.randint(len(pool), (options.batch,), generator=generator)
     images = torch.from_numpy(np.stack([pool[number] for number in chosen.tolist()]))
@@ -64,7 +64,7 @@ def train_step(
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train up to `options.steps`, from the last checkpoint where there is one."""
+    """Train up to `options.steps`; resume from the last checkpoint, if there is one."""
     facts = {name: getattr(options, name) for name in ("seed", "images", "batch", "steps")}
     pool = make_pool(options.work / f"pool-{options.seed}.npy", options.images, options.seed, options.threads)
     checkpoint = options.work / "checkpoint.pt"
@@ -73,7 +73,7 @@ def train(options: argparse.Namespace) -> None:
     if checkpoint.exists():
         found = torch.load(checkpoint, weights_only=True)
         if found["facts"] != facts:
-            raise SystemExit(f"{checkpoint} belongs to another run, {found['facts']}; this one is {facts}.")
+            raise SystemExit(f"{checkpoint} belongs to another run, {found['facts']}; expected {facts}. Choose another --work.")
         model.load_state_dict(found["model"])
         optimizer.load_state_dict(found["optimizer"])
         first, started = found["step"], started - found["seconds"]
@@ -92,11 +92,11 @@ def train(options: argparse.Namespace) -> None:
 
 
 def export(work: Path, to: Path) -> None:
-    """Write the encoder of the last checkpoint in float16, with where it comes from in the header."""
+    """Write the encoder of the last checkpoint in float16; the header says which run made it."""
     found = torch.load(work / "checkpoint.pt", weights_only=True)
     if to == POCKET_WEIGHTS and found["step"] < found["facts"]["steps"]:
         raise SystemExit(
-            f"the run is at step {found['step']} of {found['facts']['steps']}; give --to to look at it before its end."
+            f"the run is at step {found['step']} of {found['facts']['steps']}. Finish it, or export to another file with --to."
         )
     prefix = "encoder."
     tensors = {
@@ -113,21 +113,23 @@ def export(work: Path, to: Path) -> None:
         "timm": timm.__version__,
         "torch": torch.__version__,
     }
-    save_file(tensors, to, {"about": json.dumps(about)})  # one entry: their order in the file is random
+    save_file(tensors, to, {"about": json.dumps(about)})  # one entry, since the order of several entries in the file is random
     print(f"{to}: {to.stat().st_size:,} bytes, step {found['step']} of {found['facts']['steps']}")
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the pool (2.4 GB) and the checkpoint")
-    parser.add_argument("--export", action="store_true", help="only write the weights of the last checkpoint")
-    parser.add_argument("--to", type=Path, default=POCKET_WEIGHTS, help="where --export writes; default: into the package")
-    parser.add_argument("--images", type=int, default=24_000, help="in the pool")
+    parser.add_argument("--work", type=Path, required=True, help="keep the pool (2.4 GB) and the checkpoint in this folder")
+    parser.add_argument("--export", action="store_true", help="write the weights of the last checkpoint and exit")
+    parser.add_argument(
+        "--to", type=Path, default=POCKET_WEIGHTS, help="write the exported weights to this file; default: the package's"
+    )
+    parser.add_argument("--images", type=int, default=24_000, help="set the number of images in the pool")
     parser.add_argument("--steps", type=int, default=6_000)
-    parser.add_argument("--stop", type=int, help="end after this step, to go on later; the schedule is still that of --steps")
+    parser.add_argument("--stop", type=int, help="stop after this step; the schedule is still that of --steps")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
+    parser.add_argument("--every", type=int, default=100, help="set the number of steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

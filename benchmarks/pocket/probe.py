@@ -1,9 +1,9 @@
-"""How much the features of `pocket_vit` know beside those of random weights: a linear probe, fitted by day, judged in every domain.
+"""Linear probe of the features of `pocket_vit`, pretrained and random: fitted by day, evaluated in every domain.
 
 python -m benchmarks.pocket.probe --out benchmarks/pocket/probe.json
 
-The probe is ridge regression in closed form from three blocks' patch tokens to the share of every class in the patch. It has no
-schedule and no random state. What varies is the streets that it is fitted on, and for the random backbone its weights.
+The probe is ridge regression in closed form, from the patch tokens of three blocks to the share of every class in the patch. It has
+no schedule and no random state. Repeats differ in the streets of the fit and, for the random backbone, in its weights.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import statistics
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.summary import spread
 from rein.backbones import normalization
 from rein.dgss.evaluation.metrics import ConfusionMatrix
+from rein.dgss.evaluation.results import text_table
 from rein.dgss.labels import CITYSCAPES_CLASSES
 from rein.dgss.scenes import DOMAINS, render
 from rein.testing import pocket_vit
@@ -28,7 +29,8 @@ from rein.testing import pocket_vit
 BLOCKS = (3, 5, 7)
 RIDGE = 10.0
 CLASSES = len(CITYSCAPES_CLASSES)
-STREETS, JUDGED = 100, range(2000, 2060)  # streets by which nothing was chosen
+STREETS = 100  # for each fit
+EVALUATED = range(2000, 2060)  # seeds of streets on which no design choice was based
 
 
 @functools.cache
@@ -41,7 +43,7 @@ def scenes(seeds: range, domain: str) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def features(model: nn.Module, images: Tensor) -> Tensor:
-    """The blocks' patch tokens side by side, (B, 3 C, H / 8, W / 8)."""
+    """Patch tokens of the blocks as one feature map, (B, 3 C, H / 8, W / 8)."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization(model))
     parts = [
         model.forward_intermediates((part - mean) / std, indices=list(BLOCKS), intermediates_only=True)
@@ -50,8 +52,8 @@ def features(model: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([torch.cat(maps, 1) for maps in parts])
 
 
-def rows(maps: Tensor) -> Tensor:
-    """(B, C, H, W) as (B H W, C), in double precision."""
+def flatten(maps: Tensor) -> Tensor:
+    """Reshape (B, C, H, W) to (B H W, C), in double precision."""
     return maps.permute(0, 2, 3, 1).flatten(0, 2).double()
 
 
@@ -59,28 +61,28 @@ class Probe:
     """Ridge regression from features (B, C, h, w) to the share of each class in the patch."""
 
     def __init__(self, maps: Tensor, labels: Tensor):
-        known = F.one_hot(torch.where(labels < CLASSES, labels, CLASSES), CLASSES + 1)[..., :CLASSES]
-        shares = rows(F.avg_pool2d(known.permute(0, 3, 1, 2).float(), labels.shape[-1] // maps.shape[-1]))
-        tokens = rows(maps)
+        one_hot = F.one_hot(torch.where(labels < CLASSES, labels, CLASSES), CLASSES + 1)[..., :CLASSES]
+        shares = flatten(F.avg_pool2d(one_hot.permute(0, 3, 1, 2).float(), labels.shape[-1] // maps.shape[-1]))
+        tokens = flatten(maps)
         self.mean, self.std, self.bias = tokens.mean(0), tokens.std(0) + 1e-6, shares.mean(0)
         tokens = (tokens - self.mean) / self.std
         penalty = RIDGE * torch.eye(tokens.shape[1], dtype=tokens.dtype)
         self.weight = torch.linalg.solve(tokens.T @ tokens + penalty, tokens.T @ (shares - self.bias))
 
     def __call__(self, maps: Tensor, size: torch.Size) -> Tensor:
-        """The class of every pixel, (B, H, W)."""
-        shares = (rows(maps) - self.mean) / self.std @ self.weight + self.bias
+        """Predict the class of every pixel, (B, H, W)."""
+        shares = (flatten(maps) - self.mean) / self.std @ self.weight + self.bias
         shares = shares.view(len(maps), *maps.shape[2:], CLASSES).permute(0, 3, 1, 2).float()
         return F.interpolate(shares, size=size, mode="bilinear").argmax(1)
 
 
-def judge(model: nn.Module, fit_on: range, judge_on: range = JUDGED) -> dict[str, float]:
-    """MIoU in per cent in every domain, of a probe fitted by day."""
+def evaluate(model: nn.Module, fit_on: range, evaluate_on: range = EVALUATED) -> dict[str, float]:
+    """Fit a probe by day and return its mIoU in every domain, in per cent; ranges are seeds of streets."""
     images, labels = scenes(fit_on, "day")
     probe = Probe(features(model.eval(), images), labels)
     found = {}
     for domain in DOMAINS:
-        images, labels = scenes(judge_on, domain)
+        images, labels = scenes(evaluate_on, domain)
         confusion = ConfusionMatrix(CLASSES)
         confusion.update(probe(features(model, images), labels.shape[1:]), labels)
         found[domain] = 100 * confusion.mean_iou()
@@ -88,10 +90,12 @@ def judge(model: nn.Module, fit_on: range, judge_on: range = JUDGED) -> dict[str
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--repeats", type=int, default=3, help="disjoint sets of streets to fit on, and random backbones")
+    parser.add_argument("--out", type=Path, required=True, help="write the results to this JSON file")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="set the number of fits, on disjoint streets and with other random backbones"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, dict] = {}
@@ -99,18 +103,17 @@ def main() -> None:
         runs = []
         for repeat in range(options.repeats):
             torch.manual_seed(repeat)
-            runs.append(judge(pocket_vit(pretrained), range(1000 + STREETS * repeat, 1000 + STREETS * (repeat + 1))))
+            runs.append(evaluate(pocket_vit(pretrained), range(1000 + STREETS * repeat, 1000 + STREETS * (repeat + 1))))
         results[name] = {
             domain: {
-                "mean": round(statistics.mean(run[domain] for run in runs), 1),
+                "mean": round(spread(run[domain] for run in runs).mean, 1),
                 "runs": [round(run[domain], 1) for run in runs],
             }
             for domain in DOMAINS
         }
     options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(
-        json.dumps({name: {domain: result[domain]["mean"] for domain in DOMAINS} for name, result in results.items()}, indent=1)
-    )
+    means = [[name, *(str(of_domain[domain]["mean"]) for domain in DOMAINS)] for name, of_domain in results.items()]
+    print(text_table(["mIoU", *DOMAINS], means))
 
 
 if __name__ == "__main__":

@@ -188,9 +188,9 @@ def _add_backbones(commands: Any) -> None:
 
 
 def _backbones(options: argparse.Namespace) -> int:
-    if options.pattern == "pocket_vit":  # not a timm name
-        from rein.testing import pocket_vit
+    from rein.testing.models import POCKET, pocket_vit
 
+    if options.pattern == POCKET:
         print(catalogue.describe_model(pocket_vit(pretrained=False), options.pattern))
         return 0
     refused = 0
@@ -245,7 +245,7 @@ def _add_recipes(commands: Any) -> None:
     recipes = commands.add_parser(
         "recipes",
         help="list the recipes: the paper's experiments as configurations for rein fit",
-        description="List the recipes, or print the complete configuration of one. rein recipes NAME > mine.yaml makes a file to edit.",
+        description="List the recipes, or print the complete configuration of one: rein recipes NAME > mine.yaml.",
     )
     recipes.add_argument("name", nargs="?", metavar="NAME", help="recipe to print")
     recipes.set_defaults(run=_recipes)
@@ -395,7 +395,7 @@ def _add_demo(commands: Any) -> None:
 def _demo(options: argparse.Namespace) -> int:
     require("lightning", "train")
     from rein.dgss import demo
-    from rein.dgss.training.backbone import POCKET
+    from rein.testing.models import POCKET
 
     data = None
     if options.data is None:

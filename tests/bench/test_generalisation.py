@@ -306,8 +306,8 @@ def test_a_rate_that_explodes_is_never_the_best(tmp_path, monkeypatch):
     assert best_rate({row["rate"]: row["validation_miou"], 0.003: 0.1}) == 0.003
     evaluated = runs.one_run(TINY, "freeze", RATES_OF_A_RUN, 0, tmp_path, None)
     assert set(evaluated["miou"].values()) == {0.0}
-    monkeypatch.setattr(trial, "run", lambda *arguments: data.camvid(tmp_path, tmp_path))
-    with pytest.raises(InputError):  # what is wrong with the data is not the rate's fault
+    monkeypatch.setattr(trial, "run", lambda *arguments: data.camvid(tmp_path / "none", tmp_path))
+    with pytest.raises(InputError):  # an error in the data is not a rate that diverged
         runs.one_run(TINY, "full", RATES_OF_A_RUN, CHOOSING, tmp_path, None)
 
 

@@ -19,32 +19,32 @@ def by_form(rows, measure):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("form", memory.FORMS)
-def test_what_is_counted_without_data_is_what_is_kept(form, dtype):
+def test_the_count_on_fake_tensors_equals_the_bytes_that_autograd_saves(form, dtype):
     options = Options(tiny=True, dtype=dtype)
     model = memory.build(options, form, NAME, SIZE)
     for batch in (1, 3):
         x = memory.images(options, SIZE, batch).requires_grad_(form == "bare")
-        assert memory.kept_without_data(options, form, NAME, SIZE, batch, form == "bare") == memory.kept(model, x) > 0
+        assert memory.count_kept_bytes(options, form, NAME, SIZE, batch, form == "bare") == memory.kept_bytes(model, x) > 0
 
 
-def test_each_storage_is_counted_once_and_weights_and_images_are_not():
+def test_each_storage_counts_once_and_weights_and_images_do_not_count():
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.ones(5))
 
         def forward(self, x):
-            y = self.weight * x  # keeps weight and images
-            return y[:2] * y[3:]  # keeps two views of y
+            y = self.weight * x  # saves weight and images
+            return y[:2] * y[3:]  # saves two views of y
 
-    assert memory.kept(Model(), torch.ones(5)) == 5 * 4
+    assert memory.kept_bytes(Model(), torch.ones(5)) == 5 * 4
 
 
-def test_every_form_has_a_step_that_keeps_what_the_count_without_data_says(rows):
+def test_the_step_of_every_form_keeps_the_bytes_counted_on_fake_tensors(rows):
     steps = by_form(rows, "step")
     assert set(steps) == {"published", "rein", "full"}
     for form, row in steps.items():
-        assert row["kept_bytes"] == memory.kept_without_data(TINY, form, NAME, row["size"], row["batch"], form == "bare")
+        assert row["kept_bytes"] == memory.count_kept_bytes(TINY, form, NAME, row["size"], row["batch"], form == "bare")
         assert row["optimizer_bytes"] == 8 * row["trainable_parameters"]
         assert row["gradient_bytes"] == 4 * row["trainable_parameters"]
     assert steps["rein"]["kept_bytes"] < steps["published"]["kept_bytes"] < steps["full"]["kept_bytes"]
@@ -52,49 +52,55 @@ def test_every_form_has_a_step_that_keeps_what_the_count_without_data_says(rows)
     assert steps["full"]["trainable_parameters"] * 4 == steps["full"]["weights_bytes"]
 
 
-def test_rein_adds_little_more_than_the_tokens_of_each_layer(rows):
+def test_rein_adds_little_more_than_the_patch_tokens_of_each_layer(rows):
     adapters = by_form(rows, "adapter")
-    # the prefix row is kept too, and matrices that do not grow with the images
+    # the prefix token is kept too, and matrices whose size does not depend on the images
     assert 1 <= adapters["rein"]["added_per_layer_over_nc"] < 1.5 < adapters["published"]["added_per_layer_over_nc"]
     assert adapters["rein"]["added_bytes_per_layer"] < adapters["published"]["added_bytes_per_layer"]
 
 
-def test_the_peak_is_that_of_the_action_alone():
+def test_the_peak_covers_the_action_only():
     megabytes = 2**20
 
-    def take(amount):
+    def peak_of_allocating(amount):
         return memory.peak_of_process(lambda: torch.ones(amount * megabytes // 4))
 
-    first = take(64)
+    first = peak_of_allocating(64)
     if first["peak_bytes"] is None:
         assert "not measured" in first["peak_of"]
         return
     assert 60 * megabytes < first["peak_bytes"] < 80 * megabytes
-    assert take(16)["peak_bytes"] < 40 * megabytes  # what was taken before does not count
+    assert peak_of_allocating(16)["peak_bytes"] < 40 * megabytes  # the earlier allocation does not count
 
 
-def test_what_fits_fits_and_one_more_does_not(rows):
+def test_the_largest_batch_and_crop_fit_and_the_next_larger_ones_do_not(rows):
     budget, patch = memory.GIB // 64, 16
     batches, crops = (by_form(rows, f"largest {what}") for what in ("batch", "crop"))
     assert set(batches) == set(crops) == {"published", "rein", "full"}
     for form in batches:
         batch, crop = batches[form]["batch"], crops[form]["size"]
-        assert memory.needed(TINY, form, NAME, SIZE, batch) <= budget < memory.needed(TINY, form, NAME, SIZE, batch + 1)
-        assert memory.needed(TINY, form, NAME, crop, 1) <= budget < memory.needed(TINY, form, NAME, crop + patch, 1)
+        assert (
+            memory.required_bytes(TINY, form, NAME, SIZE, batch)
+            <= budget
+            < memory.required_bytes(TINY, form, NAME, SIZE, batch + 1)
+        )
+        assert (
+            memory.required_bytes(TINY, form, NAME, crop, 1) <= budget < memory.required_bytes(TINY, form, NAME, crop + patch, 1)
+        )
     assert batches["full"]["batch"] < batches["published"]["batch"] < batches["rein"]["batch"]
 
 
-def test_what_counts_on_a_cpu_is_at_most_what_a_step_takes(rows):
+def test_the_count_on_a_cpu_is_at_most_the_peak_of_a_step(rows):
     for form, row in by_form(rows, "step").items():
-        there = row["weights_bytes"] + row["optimizer_bytes"] + 4 * 3 * SIZE**2 * row["batch"]
-        counted = memory.needed(TINY, form, NAME, row["size"], row["batch"]) - there
+        static = row["weights_bytes"] + row["optimizer_bytes"] + 4 * 3 * SIZE**2 * row["batch"]
+        counted = memory.required_bytes(TINY, form, NAME, row["size"], row["batch"]) - static
         assert counted == max(row["kept_bytes"], row["gradient_bytes"])
         if row["peak_bytes"] is not None:
-            assert 0.8 * counted < row["peak_bytes"] < 3 * counted  # small pieces are not given back at once
+            assert 0.8 * counted < row["peak_bytes"] < 3 * counted  # small allocations are not returned at once
 
 
-def test_checkpointing_keeps_a_fraction():
-    plain, checkpointed = (memory.kept_without_data(TINY, form, NAME, SIZE, 16, False) for form in ("rein", "rein checkpointed"))
+def test_checkpointing_keeps_a_fraction_of_the_bytes():
+    plain, checkpointed = (memory.count_kept_bytes(TINY, form, NAME, SIZE, 16, False) for form in ("rein", "rein checkpointed"))
     assert 4 * checkpointed < plain
 
 
@@ -103,15 +109,15 @@ def test_checkpointing_keeps_a_fraction():
 def test_the_largest_count_within_a_budget_is_found_in_few_trials(power, budget):
     tried = []
 
-    def needs(count):
+    def required(count):
         tried.append(count)
         return 9 + count**power + 0.3 * count if count < 5000 else float("inf")
 
-    found = memory.largest(needs, budget, power)
-    assert found == 0 or needs(found) <= budget
-    assert needs(found + 1) > budget
+    found = memory.largest(required, budget, power)
+    assert found == 0 or required(found) <= budget
+    assert required(found + 1) > budget
     assert len(tried) < 20
 
 
-def test_more_than_there_is_room_for_is_found_too():
+def test_the_largest_count_is_found_below_the_count_that_runs_out_of_memory():
     assert memory.largest(lambda count: count if count <= 77 else float("inf"), 1e9, 1) == 77

@@ -1,4 +1,4 @@
-"""`rein.testing.pocket_vit`: a plain timm model whose packaged features are worth something, and the script that makes them."""
+"""`rein.testing.pocket_vit`, a plain timm model with packaged weights, and the scripts that pretrain and probe it."""
 
 import json
 from argparse import Namespace
@@ -36,7 +36,7 @@ def test_it_is_a_plain_timm_vision_transformer_of_about_two_million_parameters()
     assert len(model.blocks) == 8
 
 
-def test_the_weights_are_small_and_say_where_they_come_from():
+def test_the_weights_are_small_and_name_the_run_that_made_them():
     assert POCKET_WEIGHTS.stat().st_size <= 5_000_000
     with safe_open(POCKET_WEIGHTS, "pt") as file:
         about = json.loads(file.metadata()["about"])
@@ -51,7 +51,7 @@ def test_timm_itself_loads_the_weights(images):
     assert torch.equal(features(by_timm, images), features(pocket_vit(), images))
 
 
-def test_it_is_always_the_same_and_float32(images):
+def test_the_weights_do_not_depend_on_the_seed_and_are_float32(images):
     torch.manual_seed(1)
     first = pocket_vit()
     torch.manual_seed(2)
@@ -65,30 +65,30 @@ def test_without_weights_it_is_random(images):
 
 
 @pytest.mark.parametrize("size", [64, (96, 160)])
-def test_it_can_be_built_for_another_image_size(size):
+def test_it_accepts_another_image_size(size):
     model = pocket_vit(img_size=size)
     height, width = (size, size) if isinstance(size, int) else size
     assert features(model, torch.randn(1, 3, height, width)).shape == (1, 1 + height * width // 64, 144)
     assert torch.equal(model.blocks[0].attn.qkv.weight, pocket_vit().blocks[0].attn.qkv.weight)
 
 
-def test_rein_knows_its_images_and_normalisation():
+def test_rein_knows_its_image_sizes_and_normalisation():
     model = pocket_vit()
     assert (input_spec(model).fixed_size, input_spec(model).multiple) == (None, (8, 8))
     assert normalization(model) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def test_settings_that_the_weights_do_not_fit_are_refused():
+def test_settings_that_do_not_fit_the_weights_are_refused():
     with pytest.raises(InputError, match=r"do not fit \{'embed_dim': 96\}; pass pretrained=False"):
         pocket_vit(embed_dim=96)
 
 
-def test_heads_that_no_shape_shows_are_refused():
+def test_another_number_of_heads_is_refused_although_the_shapes_fit():
     with pytest.raises(InputError, match=r"have 3 heads and do not fit \{'num_heads': 4\}"):
         pocket_vit(num_heads=4)
 
 
-def test_a_classifier_can_be_asked_for(images):
+def test_it_can_have_a_classifier(images):
     model = pocket_vit(num_classes=10)
     assert model(images).shape == (2, 10)
     assert torch.equal(features(model, images), features(pocket_vit(), images))
@@ -101,15 +101,15 @@ def test_an_adapter_does_not_fit_another_patch_size(tmp_path):
         rein.load(pocket_vit(patch_size=16), tmp_path / "adapter.safetensors")
 
 
-def test_it_keeps_the_promises(images):
+def test_it_passes_the_backbone_checks(images):
     assert "features" in check_backbone(pocket_vit(), images, compile=False)
     assert rein.summary(rein.wrap(pocket_vit())).backbone == "pocket_vit"
 
 
-def test_its_features_know_more_of_classes_than_random_ones_by_day_and_in_unseen_domains():
+def test_a_probe_of_its_features_beats_random_ones_by_day_and_in_unseen_domains():
     torch.manual_seed(0)
-    few = {"fit_on": range(30), "judge_on": range(2000, 2012)}
-    random, pretrained = (probe.judge(pocket_vit(weights), **few) for weights in (False, True))
+    few = {"fit_on": range(30), "evaluate_on": range(2000, 2012)}
+    random, pretrained = (probe.evaluate(pocket_vit(weights), **few) for weights in (False, True))
     assert pretrained["day"] > random["day"] + 4
     assert np.mean([pretrained[d] - random[d] for d in ("fog", "night", "rain", "snow")]) > 2.5
 
@@ -139,23 +139,23 @@ def test_pretraining_resumes_exactly(tmp_path, capsys):
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     pretrain.train(options(tmp_path, stop=1))
-    with pytest.raises(SystemExit, match="belongs to another run"):
+    with pytest.raises(SystemExit, match="belongs to another run, .*Choose another --work"):
         pretrain.train(options(tmp_path, seed=4))
 
 
-def test_an_image_of_the_pool_follows_from_seed_and_number(tmp_path):
+def test_an_image_of_the_pool_depends_only_on_seed_and_number(tmp_path):
     made = pool.make_pool(tmp_path / "pool.npy", 3, seed=0, workers=1)
     assert all(np.array_equal(made[number], pool.draw_image(number, seed=0)) for number in (2, 0, 1))
     assert not np.array_equal(made[0], pool.draw_image(0, seed=1))
-    with pytest.raises(ValueError, match="holds 3 images"):
+    with pytest.raises(ValueError, match="holds 3 images; expected at least 4"):
         pool.make_pool(tmp_path / "pool.npy", 4, seed=0, workers=1)
-    with pytest.raises(ValueError, match="100000 is the most"):
+    with pytest.raises(ValueError, match="expected at most 100000"):
         pool.make_pool(tmp_path / "other.npy", 100_001, seed=0, workers=1)
 
 
-def test_unfinished_weights_do_not_get_into_the_package(tmp_path):
+def test_unfinished_weights_are_not_exported_into_the_package(tmp_path):
     pretrain.train(options(tmp_path, stop=1))
     before = POCKET_WEIGHTS.read_bytes()
-    with pytest.raises(SystemExit, match="at step 1 of 4; give --to"):
+    with pytest.raises(SystemExit, match="at step 1 of 4. Finish it, or export to another file with --to"):
         pretrain.export(tmp_path, POCKET_WEIGHTS)
     assert POCKET_WEIGHTS.read_bytes() == before

@@ -1,4 +1,4 @@
-"""The suite runs: its command, its files, its tables; what is measured on a GPU runs the same code here."""
+"""The benchmark suite: its command, files and tables. The commands for a GPU run the same code on the CPU here."""
 
 import json
 import subprocess
@@ -9,30 +9,42 @@ import pytest
 import torch
 
 from benchmarks import __main__ as suite
-from benchmarks import forms, recipe, report, scaling, throughput, timing
+from benchmarks import forms, recipe, report, scaling, summary, throughput, timing
 from benchmarks.options import Options
+from rein.dgss.evaluation.results import Result, write_results
 
 ROOT = Path(__file__).parents[2]
 TINY = Options(tiny=True)
 
 
-def test_timing_interleaves_all_runs_in_another_order_each_time():
+def test_timing_interleaves_all_runs_in_a_different_order_each_repeat():
     order = []
     runs = {name: lambda name=name: order.append(name) for name in "abc"}
     times = timing.interleaved(runs, repeats=3, warmup=1)
     assert order == list("cab" + "abc" + "bca" + "cab")
-    assert {name: len(taken) for name, taken in times.items()} == {"a": 3, "b": 3, "c": 3}
+    assert {name: len(elapsed) for name, elapsed in times.items()} == {"a": 3, "b": 3, "c": 3}
 
 
 def test_costs_are_compared_pair_by_pair():
     assert timing.cost_percent([2.0, 9.0], [1.0, 6.0]) == [100.0, 50.0]
-    assert timing.quartiles([3.0, 1.0, 2.0]) == [1.5, 2.0, 2.5]
-    assert timing.interval([float(n) for n in range(100)])[0] == 39.0
-    assert timing.interval([1.0]) == [1.0, 1.0]
+
+
+def test_repeats_are_summarised_by_median_quartiles_and_range():
+    assert summary.quartiles([3.0, 1.0, 2.0]) == [1.5, 2.0, 2.5]
+    assert summary.quartiles([1.25]) == [1.25, 1.25, 1.25]
+    assert summary.median_interval([float(n) for n in range(100)])[0] == 39.0
+    assert summary.median_interval([1.0]) == [1.0, 1.0]
+    assert summary.median_and_range([3.0, 1.0, 2.111], digits=2) == (2.11, 1.0, 3.0)
+
+
+def test_seeds_are_summarised_by_mean_and_deviation():
+    assert str(summary.spread([10.0, 12.0])) == "11.0 ± 1.4"
+    assert str(summary.spread([10.0])) == "10.0 ± nan"
+    assert str(summary.difference({0: 3.0}, {0: 1.0, 1: 9.0})) == "+2.0 [+nan, +nan]"
 
 
 @pytest.mark.parametrize("form", [form for form in forms.FORMS if "compiled" not in form and form not in ("vpt", "adaptformer")])
-def test_forms_that_begin_as_the_bare_backbone_give_its_features(form):
+def test_forms_that_start_as_the_bare_backbone_give_its_features(form):
     bare = forms.backbone("test_vit", 32)
     model, images = forms.build(form, bare), torch.randn(2, 3, 32, 32)
     if form in ("published", "rein"):
@@ -42,23 +54,22 @@ def test_forms_that_begin_as_the_bare_backbone_give_its_features(form):
         assert torch.allclose(model(images), bare(images), atol=1e-4)
 
 
-def test_the_published_form_gives_reins_numbers():
-    """What is compared in speed is the same function."""
+def test_the_published_form_gives_the_same_numbers_as_rein():
     bare, images = forms.backbone("test_vit", 32), torch.randn(2, 3, 32, 32)
     published, ours = (forms.build(form, bare) for form in ("published", "rein"))
     published.rein.load_state_dict(ours.rein.state_dict())
-    found = []
+    results = []
     for model in (published, ours):
         with torch.no_grad():
             model.rein.scale.fill_(0.5)
         model.forward_features(images).square().mean().backward()
-        found.append([model.forward_features(images), *(p.grad for p in model.rein.parameters() if p.grad is not None)])
-    assert len(found[0]) == 8
-    for got, wanted in zip(*found, strict=True):
-        assert torch.allclose(got, wanted, rtol=1e-3, atol=1e-5)
+        results.append([model.forward_features(images), *(p.grad for p in model.rein.parameters() if p.grad is not None)])
+    assert len(results[0]) == 8
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_training_gives_gradients_to_what_trains_and_inference_gives_none():
+def test_a_training_step_gives_gradients_and_inference_gives_none():
     for form in ("rein", "lora", "full"):
         model, images = forms.build(form, forms.backbone("test_vit", 32)), torch.randn(1, 3, 32, 32)
         throughput.run(model, images, training=False)
@@ -67,31 +78,31 @@ def test_training_gives_gradients_to_what_trains_and_inference_gives_none():
         assert any(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_the_ceiling_of_a_vit_large_is_the_one_that_theory_gives():
-    """A block takes 12 C^2 multiplications a token and 2 N C for attention, the refinement C^2 more."""
+def test_the_ceiling_of_a_vit_large_agrees_with_theory():
+    """Multiplications per token: 12 C^2 and 2 N C for a block and its attention, C^2 for the refinement."""
     layers, width, tokens = 24, 1024, 1025
-    bare = layers * (12 * width**2 + 2 * tokens * width) + 3 * 256 * width  # and the patches' projection
-    wanted = bare / (bare + layers * width**2)
-    assert throughput.ceiling("vit_large_patch16_224", 512, training=False) == pytest.approx(wanted, rel=0.002)
+    bare = layers * (12 * width**2 + 2 * tokens * width) + 3 * 256 * width  # and the patch embedding
+    expected = bare / (bare + layers * width**2)
+    assert throughput.ceiling("vit_large_patch16_224", 512, training=False) == pytest.approx(expected, rel=0.002)
     assert throughput.ceiling("vit_large_patch16_224", 512, training=True) == pytest.approx(
         bare / (bare + 1.5 * layers * width**2), rel=0.002
     )
 
 
-def test_throughput_compares_every_form_with_the_bare_one_of_its_repeat():
+def test_throughput_compares_every_form_with_the_bare_backbone_of_its_repeat():
     rows = list(throughput.rows(TINY))
     assert [row["form"] for row in rows if row["step"] == "inference"] == list(throughput.TINY[0][3])
     assert "lora merged" not in {row["form"] for row in rows if row["step"] == "training"}
     for row in rows:
-        low, middle, high = row["cost_percent_quartiles"]
-        assert low <= middle <= high
-        assert (row["form"] != "bare") or middle == 0
+        low, median, high = row["cost_percent_quartiles"]
+        assert low <= median <= high
+        assert (row["form"] != "bare") or median == 0
         assert row["images_per_second"] == pytest.approx(row["batch"] / row["seconds"], rel=0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_a_gpu_would_run_runs_here_in_its_precision(dtype):
-    """The commands for a GPU differ in sizes and device alone."""
+def test_the_forms_of_a_gpu_run_on_the_cpu_in_every_precision(dtype):
+    """The commands for a GPU differ only in sizes and device."""
     options = Options(device="cpu", dtype=dtype, tiny=True)
     eager = tuple(form for form in throughput.ALL if "compiled" not in form)
     rows = [row for step in (False, True) for row in throughput.measure("test_vit", 32, 1, eager, 1, step, options)]
@@ -99,23 +110,23 @@ def test_what_a_gpu_would_run_runs_here_in_its_precision(dtype):
     assert all(row["seconds"] > 0 for row in [*rows, *recipe.rows(options)])
 
 
-def test_the_recipes_methods_train_what_they_should():
+def test_the_methods_of_the_recipe_train_increasing_numbers_of_parameters():
     trainable = {row["method"]: row["trainable_parameters"] for row in recipe.rows(TINY) if row["step"] == "training"}
     assert trainable["freeze"] < trainable["rein"] < trainable["full"]
 
 
-def test_scaling_varies_one_thing_at_a_time():
+def test_scaling_varies_one_quantity_at_a_time():
     rows = list(scaling.rows(TINY))
     for row in rows:
         if "step" in row:
             assert row["varied"] not in row
             assert {"tokens", "layers", "m", "r", "images"} - set(row) == {row["varied"]}
     assert {row["varied"] for row in rows} == {"tokens", "layers", "m", "r", "images", "adapters held"}
-    assert report.straightness([(1, 2), (2, 4), (3, 6)]) == pytest.approx(1)
-    assert report.straightness([(1, 2), (2, 0), (3, 2)]) < 0.1
+    assert report.r_squared([(1, 2), (2, 4), (3, 6)]) == pytest.approx(1)
+    assert report.r_squared([(1, 2), (2, 0), (3, 2)]) < 0.1
 
 
-def test_the_command_writes_what_ran_where_and_names_what_failed(tmp_path, capsys, monkeypatch):
+def test_the_command_writes_rows_and_machine_and_names_benchmarks_that_failed(tmp_path, capsys, monkeypatch):
     def broken(options):
         yield {"fine": 1}
         raise RuntimeError("no more")
@@ -132,40 +143,58 @@ def test_the_command_writes_what_ran_where_and_names_what_failed(tmp_path, capsy
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["speed"], "there is no benchmark speed; there are params"),
+        (["speed"], "unknown benchmark speed; expected params"),
         (["--device", "cuda:99"], "--device cuda:99: "),
-        (["--device", "meta"], "--device meta: times and memory are measured on cpu and cuda"),
-        (["--out", __file__], "it must be a folder that can be written to"),
+        (["--device", "meta"], "--device meta; expected cpu, cuda or cuda:N"),
+        (["--out", __file__], "expected a folder that can be written to"),
     ],
 )
-def test_a_wrong_name_device_or_folder_is_said_before_anything_runs_and_in_one_line(arguments, said, capsys):
+def test_a_wrong_name_device_or_folder_is_reported_before_anything_runs(arguments, message, capsys):
     with pytest.raises(SystemExit):
         suite.main(arguments)
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_the_texts_hold_the_tables_of_the_committed_results():
     assert report.main(["--check"]) == 0
 
 
-def test_a_text_that_says_something_else_is_found(monkeypatch, tmp_path, capsys):
+def test_a_text_that_differs_from_its_results_is_reported(monkeypatch, tmp_path, capsys):
     text = tmp_path / "README.md"
     text.write_text("<!-- benchmarks: headline -->\nold\n<!-- end -->\nkept\n")
     monkeypatch.setattr(report, "TEXTS", (text,))
     monkeypatch.setattr(report, "ROOT", tmp_path)
     assert report.main(["--check"]) == 1
-    assert "README.md is not what its results say" in capsys.readouterr().err
+    assert "README.md differs from its results" in capsys.readouterr().err
     assert report.updated(text).endswith("<!-- end -->\nkept\n")
     assert "old" not in report.updated(text)
     text.write_text("<!-- benchmarks: recipe -->\n<!-- end -->\n")
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     assert report.main(["--check"]) == 1
-    assert "there are no results of recipe" in capsys.readouterr().err
+    assert "has no results of recipe" in capsys.readouterr().err
 
 
-def test_every_result_has_a_command_that_exists_and_a_table():
+def test_the_table_of_the_demo_compares_every_method_with_the_first_one(monkeypatch, tmp_path):
+    """The files are those of `rein demo`, written by `write_results`."""
+    (tmp_path / "machine").mkdir()
+    for seed in (10, 2):
+        results = [
+            Result(method, 1000, tuned, 5, {"day": day, "fog": fog + seed / 1000}, {})
+            for method, tuned, day, fog in (("frozen", 0, 0.3, 0.1), ("rein", 250, 0.4, 0.2))
+        ]
+        settings = {"sources": ["day"], "runs": [{"seed": seed}] * 2}
+        write_results(tmp_path / f"machine/demo-seed{seed}.json", settings, results, ["day"])
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    source, _, header, _, frozen, rein = report.demo().splitlines()
+    assert "rein demo --full --seed N`, seeds 2, 10; torch" in source
+    assert header.split(" | ")[2:] == ["day (source)", "fog", "mean of unseen", "minus frozen [95 %] |"]
+    assert frozen == "| frozen | 0 (0.0%) | 30.0 ± 0.0 | 10.6 ± 0.6 | 10.6 ± 0.6 |  |"
+    assert rein == "| rein | 250 (25.0%) | 40.0 ± 0.0 | 20.6 ± 0.6 | 20.6 ± 0.6 | +10.0 [+10.0, +10.0] |"
+
+
+def test_every_committed_result_has_a_command_and_a_table():
     found = sorted((ROOT / "benchmarks/results").glob("*/*.json"))
     named = [json.loads(path.read_text()) for path in found if path.stem in suite.NAMES]
     assert named
@@ -174,7 +203,7 @@ def test_every_result_has_a_command_that_exists_and_a_table():
         assert report.TABLES[content["benchmark"]](content).count("\n") > 2
 
 
-def test_plots_are_drawn_of_every_curve(tmp_path, monkeypatch):
+def test_every_curve_has_a_plot(tmp_path, monkeypatch):
     folder = tmp_path / "results/some-machine"
     for name in ("throughput", "scaling"):
         suite.run(name, TINY, folder)

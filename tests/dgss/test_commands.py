@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -239,13 +240,13 @@ def test_a_run_is_not_overwritten(run, capsys):
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("--model.method=lor", "there are full, freeze, rein"),
+        ("--model.method=lor", "expected one of full, freeze, rein"),
         ("--model.backbone=vit_giant_of_nowhere", "timm has no model"),
         ("--model.head=Linear", "expected one of DecoderHead"),
         ("--data.root=/nowhere", None),
         ("--data.held_out=6", "were to be held out"),
         ("--data.targets=[{dataset: cityscapes, path: .}]", "expected the same classes in all sources and targets"),
-        ("--data.targets=[{dataset: gtaw}]", "there are gtav"),
+        ("--data.targets=[{dataset: gtaw}]", "expected one of gtav"),
         ("--model.lr=-1", "rates must be above 0"),
         ("--checkpoint_every=0", "must be at least 1"),
         ("--trainer.max_steps=-1", "it must be at least 1: the learning rate"),
@@ -342,6 +343,13 @@ def test_an_incomplete_checkpoint_is_refused(run, tmp_path, capsys):
             assert said in capsys.readouterr().err
     assert main(["fit", "--config", config, "--ckpt_path", "best"]) == 2
     assert "holds weights only" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, capsys):
+    config = write(tmp_path / "c.yaml", configuration(data, tmp_path / "out", lr=1e30))
+    assert main(["fit", "--config", config]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.fullmatch(r"rein: the loss is (nan|inf) at step \d\. Train with a smaller learning rate\.", line)
 
 
 def test_a_short_run_is_validated_at_its_end(data, tmp_path):

@@ -224,13 +224,6 @@ BAD = {
         lambda root: ["demo", "--data", f"{root}", "--source", "day", "--out", f"{root}", *SMALL],
         "results.json is a folder, but a file is to be written there",
     ),
-    "a learning rate that explodes": (
-        lambda root: [
-            *("demo", "--data", f"{root}", "--source", "day", "--crop", "32", "--lr", "100", "--out", f"{root}/out"),
-            *SMALL,
-        ],
-        "Train with a smaller learning rate",
-    ),
     "a label out of range": (lambda root: ["demo", "--data", f"{root}", "--source", "day"], "has label values [7]"),
     "a file that is a folder": (lambda root: ["info", f"{root}"], "it is a folder"),
     "a file that is no adapter": (lambda root: ["info", f"{root}/index.json"], "index.json is not a complete safetensors file"),
@@ -303,7 +296,7 @@ def test_ctrl_c_keeps_the_state_and_the_same_command_resumes(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     for line in process.stdout:
-        if line.startswith("frozen: step 80 of 400"):
+        if line.startswith("frozen: step 160 of 400"):  # the checkpoints of step 80 are written
             process.send_signal(signal.SIGINT)
             break
     _, errors = process.communicate(timeout=120)

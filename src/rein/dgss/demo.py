@@ -14,8 +14,8 @@ from typing import Any
 from rein.dgss import commands, recipes
 from rein.dgss.data.check import check
 from rein.dgss.evaluation.comparison import compare
-from rein.dgss.training.backbone import POCKET
 from rein.errors import InputError
+from rein.testing.models import POCKET
 
 RECIPES = {"frozen": "streets-frozen", "rein": "streets-rein", "full": "streets-full"}  # name of the run -> recipe
 _RESULTS = ("results.json", "table.txt", "panel.png")

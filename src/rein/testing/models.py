@@ -10,6 +10,7 @@ from torch import nn
 
 from rein.errors import InputError
 
+POCKET = "pocket_vit"  # its name where names of timm models are expected; timm does not know it
 POCKET_WEIGHTS = Path(__file__).with_name("pocket_vit.safetensors")
 POCKET_VIT = {
     "img_size": 128,
@@ -55,7 +56,7 @@ def pocket_vit(pretrained: bool = True, **settings: Any) -> nn.Module:
     model: Any = VisionTransformer(**{**POCKET_VIT, **settings})
     size, patch = model.patch_embed.img_size, model.patch_embed.patch_size[0]
     # an adapter for one patch size must not load into a model with another, so the name differs
-    name = "pocket_vit" if patch == POCKET_VIT["patch_size"] else f"pocket_vit_patch{patch}"
+    name = POCKET if patch == POCKET_VIT["patch_size"] else f"{POCKET}_patch{patch}"
     model.pretrained_cfg = {
         "architecture": name,
         "input_size": (3, *size),

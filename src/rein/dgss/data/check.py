@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from tqdm.auto import tqdm
 
 from rein.checkpoint import replace_file
@@ -145,49 +145,18 @@ def check(
 
 def draw(data: Pairs, indices: Sequence[int], title: str, cell_width: int = 420) -> Image.Image:
     """Draw one row per pair: image, label, and label over image. Widths are in pixels."""
-    rows: list[tuple[str, list[Image.Image]]] = []
-    classes: set[int] = set()
+    rows, classes = [], set[int]()
     for index in indices:
         image, label = (tensor.numpy() for tensor in data[index])
         pixels, colours = image.transpose(1, 2, 0), panels.colourize(label, data.space)
         blend = np.where((label == IGNORE_LABEL)[..., None], pixels // 2, pixels // 2 + colours // 2)
-        size = (cell_width, round(cell_width * label.shape[0] / label.shape[1]))
-        smooth, nearest = Image.Resampling.LANCZOS, Image.Resampling.NEAREST
-        cells = [(pixels, smooth), (colours, nearest), (blend, smooth)]
-        rows.append((data.name_of(index), [Image.fromarray(cell).resize(size, method) for cell, method in cells]))
+        cells = [panels.Cell(pixels), panels.Cell(colours, Image.Resampling.NEAREST), panels.Cell(blend)]
+        rows.append(panels.GridRow(data.name_of(index), [cells]))
         classes |= set(np.unique(label).tolist())
     entries = [(data.space.names[k], data.space.palette[k]) for k in sorted(classes - {IGNORE_LABEL})]
     if IGNORE_LABEL in classes:
         entries.append(("ignored", panels.IGNORED))
-    return _grid(title, ("image", "label", "label over image"), rows, entries)
-
-
-def _grid(
-    title: str,
-    columns: Sequence[str],
-    rows: Sequence[tuple[str, Sequence[Image.Image]]],
-    entries: Sequence[tuple[str, tuple[int, int, int]]],
-) -> Image.Image:
-    """Images in rows, with a title, column headings, the name of each row below it, and a legend."""
-    margin, gap, cell_width, name_height = panels.MARGIN, panels.GAP, rows[0][1][0].width, panels.SMALL + 10
-    left = [margin + column * (cell_width + gap) for column in range(len(columns))]
-    legend = panels.legend(entries, left[-1] + cell_width - margin)
-    top = margin + 34 + 28
-    height = top + sum(cells[0].height + name_height + gap for _, cells in rows) + legend.height + margin
-    picture = Image.new("RGB", (left[-1] + cell_width + margin, height), panels.PAPER)
-    pen = ImageDraw.Draw(picture)
-    pen.text((margin, margin - 4), title, fill=panels.INK, font=panels.font(panels.TEXT + 3))
-    for x, heading in zip(left, columns, strict=True):
-        pen.text((x + cell_width / 2, top - 10), heading, fill=panels.INK, font=panels.font(panels.TEXT), anchor="ms")
-    y = top
-    for name, cells in rows:
-        for x, cell in zip(left, cells, strict=True):
-            picture.paste(cell, (x, y))
-        y += cells[0].height
-        pen.text((margin, y + 2), name, fill=panels.FAINT, font=panels.font(panels.SMALL))
-        y += name_height + gap
-    picture.paste(legend, (margin, y))
-    return picture
+    return panels.grid(title, ("image", "label", "label over image"), rows, entries, cell_width, names_below=True)
 
 
 def table() -> str:

@@ -1,8 +1,8 @@
 """Methods of tuning a backbone under one interface: full fine-tuning, freezing, Rein with its ablations, LoRA, VPT and AdaptFormer.
 
 `apply` changes a bare timm backbone in place. `tuned_state` returns what training changes, and `load_tuned` restores it.
-A method knows backbones but no data, head or training loop: modules here import from rein only `rein.backbones`, `rein.config`,
-`rein.injection`, `rein.extras` and `rein.errors`. `rein.dgss.training` and the benchmarks import this package.
+Belongs here: what changes a backbone and states what then trains. It knows no data, head or training loop, and imports nothing of
+`dgss`; imported by `training` and the benchmarks.
 """
 
 from rein.dgss.methods.dry_run import find_unused_parameters

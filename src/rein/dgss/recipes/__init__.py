@@ -2,6 +2,8 @@
 
 A recipe is a configuration of `rein fit`, `validate`, `test` and `predict`. Its first line is its title. Its key `bases` names the
 files of `bases/`, or other recipes, whose settings it shares: they are merged in order, and the recipe's keys come last.
+
+Belongs here: the files, and what finds and merges them. It imports nothing of `dgss`; imported by the commands.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ The seed determines the plan of a street in metres (`street`, `layout`). `painte
 numbers; `buildings`, `vehicles`, ... paint one kind of object each. `readback` converts the numbers to label, depth and colour.
 `weather` renders the image of a domain: clear day, the source domain, or fog, night, rain or snow, the target domains.
 
-This package contains the renderer, and no data set or file format. It imports numpy, Pillow and `rein.errors`, but nothing else of
-rein and no torch. Every other module may import it, but only `render`, `Scene` and `DOMAINS`.
+Belongs here: the renderer, and no data set or file format. It imports numpy, Pillow and `rein.errors` only, no torch; imported by
+`data` and the benchmarks, which use `render`, `Scene` and `DOMAINS`.
 """
 
 import operator

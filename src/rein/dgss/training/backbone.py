@@ -19,9 +19,7 @@ from torch import Tensor, nn
 
 from rein import backbones, official
 from rein.errors import InputError, ReinError
-from rein.testing.models import pocket_vit
-
-POCKET = "pocket_vit"  # not a timm name; its weights are part of rein
+from rein.testing.models import POCKET, pocket_vit
 
 
 def make_backbone(
@@ -52,7 +50,8 @@ def make_backbone(
         near = timm.list_models(f"*{name.partition('.')[0][:8]}*")[:5]
         remedy = f"Similar names: {', '.join(near)}." if near else f"See timm.list_models(); {POCKET} is part of rein."
         raise InputError(f"timm has no model {name!r}. {remedy}")
-    settings: dict[str, Any] = {key: value for key, value in {"patch_size": patch_size, "img_size": img_size}.items() if value is not None}
+    sizes = {"patch_size": patch_size, "img_size": img_size}
+    settings: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
     state: Mapping[str, Tensor] | None = None
     try:
         if weights is not None:
