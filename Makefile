@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
+CORE := -m "not sweep and not slow" tests --ignore tests/dgss --ignore tests/bench
 
-.PHONY: demo test test-quick test-backbones test-recipes bench format clean
+.PHONY: demo test test-quick test-backbones test-recipes fuzz test-oldest test-newest dist test-dist bench format clean
 
 demo: .venv/installed  ## train and evaluate the comparison of the README: results in runs/demo
 	$(BIN)/rein demo --out runs/demo
@@ -15,13 +16,29 @@ test: .venv/installed  ## format, lint, types and the whole test suite
 	$(BIN)/python -m pytest -n $(JOBS)
 
 test-quick: .venv/installed  ## the tests of the core: adapter, injection, files, heads, layout; under two minutes
-	$(BIN)/python -m pytest -n $(JOBS) -m "not sweep and not slow" tests --ignore tests/dgss --ignore tests/bench
+	$(BIN)/python -m pytest -n $(JOBS) $(CORE)
 
 test-backbones: .venv/installed  ## every model name of timm, on meta tensors: about ten minutes
 	$(BIN)/python -m pytest -m sweep tests/test_all_backbones.py
 
 test-recipes: .venv/installed  ## one training step of every recipe, and every corruption: some minutes
-	$(BIN)/python -m pytest -m sweep tests/dgss
+	$(BIN)/python -m pytest -m sweep tests/dgss --ignore-glob '*fuzz*'
+
+fuzz: .venv/installed  ## every reader of files with thousands of damaged files, and 200 kills while saving: about half an hour
+	$(BIN)/python -m pytest -n $(JOBS) -m sweep tests/test_fuzz_files.py tests/dgss/test_fuzz_runs.py tests/dgss/data/test_fuzz_data.py tests/test_crashes.py
+
+test-oldest: .venv-oldest/installed  ## the tests of the core with the lowest versions that pyproject.toml claims
+	.venv-oldest/bin/python -m pytest -n $(JOBS) $(CORE)
+
+test-newest: .venv-newest/installed  ## the whole suite with the newest versions that pyproject.toml allows
+	.venv-newest/bin/python -m pytest -n $(JOBS)
+
+dist: .venv/installed  ## source distribution and wheel: dist/
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+
+test-dist: dist  ## install what `make dist` built into empty environments: alone, with each extra, and from the sources
+	$(BIN)/python tests/dist.py dist
 
 bench: .venv/installed  ## a sample of every benchmark, some minutes: results in runs/bench
 	$(BIN)/python -m benchmarks --out runs/bench
@@ -31,9 +48,20 @@ format: .venv/installed
 	$(BIN)/ruff check --fix src tests benchmarks
 
 clean:
-	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-newest runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# uv shares the files of packages between environments, so that these take little time and space
+.venv-oldest/installed: .venv/installed
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-oldest
+	$(BIN)/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[dev]'
+	touch $@
+
+.venv-newest/installed: .venv/installed
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-newest
+	$(BIN)/uv pip install --quiet --python .venv-newest --upgrade --editable '.[dev]'
 	touch $@

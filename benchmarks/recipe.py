@@ -60,7 +60,7 @@ def rows(options: Options) -> Iterator[dict]:
             def train(model=model, optimizer=optimizer, precision=precision, images=images, labels=labels):
                 model.train()
                 with precision:
-                    loss = model.loss(images, labels)
+                    loss = model(images, labels)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

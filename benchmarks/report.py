@@ -217,7 +217,8 @@ def generalisation(content: dict) -> str:
     seeds = len({row["seed"] for row in content["rows"] if row["purpose"] == "evaluate"})
     facts = (
         f"Head {content['head']}, {budget['steps']} steps of {budget['batch']} crops of {budget['crop']} x {budget['crop']}; mean ± "
-        f"standard deviation over {seeds} seeds, differences in the mean of the unseen with their 95 % confidence interval; "
+        f"standard deviation over {seeds} seeds, differences in the mean of the unseen "
+        f"({generalisation_tables.covered(content)}) with their 95 % confidence interval; "
         f"{content['fit_cpu_seconds'] / 3600:.1f} hours of one core for fitting.\n\n"
     )
     return facts + markdown(*generalisation_tables.table(content))
@@ -239,7 +240,10 @@ def demo_of_machine(contents: dict[int, dict]) -> str:
             shares = {**result["miou"], generalisation_tables.UNSEEN: result["mean_miou_of_unseen"]}
             runs.setdefault(result["method"], {})[seed] = {domain: 100 * share for domain, share in shares.items()}
     first = next(iter(contents.values()))
-    domains = [f"{name} (source)" if name in first["sources"] else name for name in first["results"][0]["miou"]]
+    roles = first.get("roles") or dict.fromkeys(first["sources"], "held-out source")  # older files have no roles
+    names = first["results"][0]["miou"]
+    domains = [name if roles.get(name, "unseen") == "unseen" else f"{name} ({roles[name]})" for name in names]
+    unseen = first.get("unseen") or [name for name in names if name not in roles]
     reference = first["results"][0]["method"]
     lines = []
     for result in first["results"]:
@@ -250,7 +254,8 @@ def demo_of_machine(contents: dict[int, dict]) -> str:
         ["method", "tuned in the backbone", *domains, generalisation_tables.UNSEEN, f"minus {reference} [95 %]"], lines
     )
     steps = f"{first['runs'][0]['steps']} steps, " if "steps" in first["runs"][0] else ""
-    facts = f"{steps}seeds {', '.join(map(str, contents))}; torch {first['versions']['torch']}"
+    facts = f"{steps}seeds {', '.join(map(str, contents))}; {generalisation_tables.UNSEEN}: {', '.join(unseen)}; "
+    facts += f"torch {first['versions']['torch']}"
     return f"`OMP_NUM_THREADS=1 rein demo --full --seed N`, {facts}; {link(first)}:\n\n{table}"
 
 

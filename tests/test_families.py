@@ -11,9 +11,10 @@ from models import FAMILIES, STAGED, build, images
 from rein import backbones
 from rein.backbones import families
 from rein.testing import check_backbone
+from snapshots import assert_unchanged, snapshot
 
 ALL = {"same object", "features", "prefix rows", "gradients", "frozen", "disabled", "unwrap", "deepcopy", "save and load"}
-ALL |= {"inference mode", "channels last", "checkpointing", "compile"}
+ALL |= {"in place", "inference mode", "channels last", "checkpointing", "compile"}
 UNSUPPORTED = {  # checks that the bare models themselves do not support
     "checkpointing": {"convit", "CoaT", "CrossVit", "PoolingVisionTransformer", "SENet", "Sequencer2d", "Twins"},
     "compile": {"CPUBone"},
@@ -62,6 +63,37 @@ def test_every_check_passes_and_leaves_the_model_unchanged(family):
     assert [module.training for module in model.modules()] == modes
 
 
+@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_is_as_before_after_wrap_a_training_step_and_unwrap(family):
+    model = make(family)
+    x = example_image(model)
+    with torch.no_grad():
+        model.eval()(x)  # some models cache tensors in their first pass
+    model.train()
+    next(model.children()).eval()
+    next(model.parameters()).requires_grad_(False)
+    before = snapshot(model)
+    rein.wrap(model, rein.ReinConfig(num_tokens=5, rank=2, query_dim=8)).train()
+    optimizer = torch.optim.AdamW(rein.param_groups(model), lr=0.1)
+    outputs = []
+    handles = [
+        model.get_submodule(block.path).register_forward_hook(
+            lambda module, args, output, block=block: outputs.append(backbones.get_tokens(output, block))
+        )
+        for block in model.rein_injection.blocks
+    ]
+    model(x)
+    (sum(output.square().mean() for output in outputs) + model.rein.queries().square().mean()).backward()
+    tokens = [parameter.clone() for parameter in model.rein.parameters()]
+    optimizer.step()
+    assert not any(torch.equal(old, new) for old, new in zip(tokens, model.rein.parameters(), strict=True))
+    for handle in handles:
+        handle.remove()
+    rein.unwrap(model)
+    assert_unchanged(model, before)
+
+
 @pytest.mark.parametrize("family", STAGED)
 def test_found_blocks_are_those_of_the_stages_and_queries_are_summed(family):
     model = make(family)
@@ -105,7 +137,7 @@ def test_a_segmenter_trains_on_a_backbone_with_stages():
     head = rein.heads.FPNHead(backbones.map_channels(convnext), num_classes=3, channels=8, tower_channels=8)
     model = rein.Segmenter(convnext, head)
     assert model(images(1, 50, 70)).shape == (1, 3, 50, 70)
-    model.loss(images(1, 50, 70), torch.zeros(1, 50, 70, dtype=torch.long)).backward()
+    model(images(1, 50, 70), torch.zeros(1, 50, 70, dtype=torch.long)).backward()
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 

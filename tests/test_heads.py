@@ -38,12 +38,22 @@ def maps_for(head, sizes=((4, 6),) * 4, batch=2):
 
 
 @every_head
-@pytest.mark.parametrize("num_classes", [1, 2, 19])
+@pytest.mark.parametrize("num_classes", [2, 19])
 def test_logits_have_one_channel_per_class(name, num_classes):
     head = make(name, num_classes)
     logits = head(maps_for(head), queries_for(head))
     assert logits.shape[:2] == (2, num_classes)
     assert logits.shape[2] * 6 == logits.shape[3] * 4
+
+
+@every_head
+@pytest.mark.parametrize("num_classes", [0, 1, 256])
+def test_a_head_has_two_classes_or_more(name, num_classes):
+    """With one class, the softmax is always 1 and the loss always 0."""
+    with pytest.raises(
+        InputError, match=rf"num_classes is {num_classes}; it must be 2 to 255. For a binary .* count two classes"
+    ):
+        make(name, num_classes)
 
 
 @every_head
@@ -78,6 +88,53 @@ def test_every_parameter_gets_a_gradient_and_the_loss_falls(name):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
+
+
+@every_head
+def test_every_parameter_gets_a_gradient_from_the_logits(name):
+    head = make(name).eval()
+    head(maps_for(head), queries_for(head)).square().sum().backward()
+    assert [key for key, p in head.named_parameters() if p.grad is None] == []
+
+
+@every_head
+def test_class_weights_change_the_loss_and_are_arguments(name):
+    head = make(name).eval()
+    assert not {"class_weights", "loss"} & head.arguments.keys()  # older versions read the file of such a head
+    weighted = type(head)(**head.arguments, class_weights=[1.0, 0.5, 2.0, 0.0, 3.0]).eval()
+    weighted.load_state_dict(head.state_dict())  # the weights are no part of it
+    labels = torch.arange(5).repeat(2, 32, 10)[..., :48]
+    losses = []
+    for each in (head, weighted, type(head)(**weighted.arguments).eval()):
+        each.load_state_dict(head.state_dict())
+        torch.manual_seed(0)  # the points of Mask2Former's loss
+        losses.append(each.loss(maps_for(head), labels, queries_for(head)).item())
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+    assert losses[1] == losses[2]
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if "mask2former" not in name])
+@pytest.mark.parametrize("loss", ["dice", "focal", {"cross_entropy": 1.0, "dice": 0.5}])
+def test_a_head_trains_with_other_losses(name, loss):
+    head = make(name).eval()
+    head = type(head)(**head.arguments, loss=loss).eval()
+    assert type(head)(**head.arguments).arguments == head.arguments
+    maps, labels = maps_for(head), torch.zeros(2, 32, 48, dtype=torch.long)
+    labels[:, :, 20:], labels[:, :4] = 3, 255
+    optimizer = torch.optim.Adam(head.parameters(), 0.03)
+    losses = []
+    for _ in range(20):
+        loss = head.loss(maps, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    ignored = head.loss(maps, torch.full_like(labels, 255))
+    optimizer.zero_grad()
+    ignored.backward()
+    assert ignored.item() == 0
+    assert all((p.grad == 0).all() for p in head.parameters())
 
 
 @every_head

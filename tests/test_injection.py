@@ -1,18 +1,24 @@
 """The contract of `rein.wrap`, on families with different outputs or blocks; `test_families` covers every family."""
 
 import copy
+import linecache
 import pickle
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 import rein
+from interrupts import PACKAGE, interrupt, lines_of
 from models import PREFIX_TOKENS, amplify_adapter, build, get_blocks, images
+from rein import backbones
 from rein.errors import WrapError
+from rein.testing import tiny_vit
+from snapshots import assert_unchanged, snapshot
 
 every_family = pytest.mark.parametrize("family", ["vit", "vit with registers", "eva02", "sam", "tnt", "xcit", "naflex"])
 SMALL = rein.ReinConfig(num_tokens=6, rank=2, query_dim=8)
@@ -456,18 +462,103 @@ def test_requires_grad_is_restored_on_parameters_that_were_replaced():
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_an_interrupted_wrap_leaves_the_model_unchanged(monkeypatch):
-    def interrupt(self):
-        raise KeyboardInterrupt
+WRAP_FILES = ["injection.py", "modes.py", "other_adapters.py", "stagewise.py", "adapter.py"]
+MEASURE_FILES = [f"backbones/{name}.py" for name in ("blocks", "families", "images", "measure")]
 
-    model = build("vit").train()
-    monkeypatch.setattr("rein.injection.Injection.freeze_modes", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        rein.wrap(model, SMALL)
-    monkeypatch.undo()
-    assert all(p.requires_grad for p in model.parameters())
-    assert not any(module._forward_hooks for module in model.modules())
+
+def small_bare_model():
+    torch.manual_seed(0)
+    model = tiny_vit(depth=2, drop_path_rate=0.1).train()
+    model.blocks[0].eval()
+    model.blocks[1].mlp.requires_grad_(False)
+    model.blocks[1].register_forward_hook(lambda module, args, output: None)
+    model.no_weight_decay = lambda: {"norm.weight"}
+    return model
+
+
+def test_an_interrupt_at_any_line_of_wrap_leaves_the_model_unchanged():
+    files = WRAP_FILES + MEASURE_FILES
+    model = small_bare_model()
+    lines = lines_of(lambda: rein.wrap(model, SMALL), files)
+    rein.unwrap(model)
+    before = snapshot(model)
+    assert len(lines) > 150
+    for line in lines:
+        assert interrupt(lambda: rein.wrap(model, SMALL), files, line), line
+        assert_unchanged(model, before)
     rein.wrap(model, SMALL)
+
+
+@pytest.mark.parametrize("wrapped_before", [False, True])
+def test_an_interrupt_at_any_line_of_load_leaves_the_model_unchanged(wrapped_before, tmp_path):
+    files = ["checkpoint.py", *WRAP_FILES]
+    rein.save(rein.wrap(small_bare_model(), SMALL), tmp_path / "a.safetensors")
+    trial, model = (rein.wrap(small_bare_model(), SMALL) if wrapped_before else small_bare_model() for _ in range(2))
+
+    def load(model):
+        rein.load(model, tmp_path / "a.safetensors")
+        return model
+
+    lines = lines_of(lambda: load(trial), files)
+    before = snapshot(model)
+    for line in lines:
+        if interrupt(lambda: load(model), files, line) and not _is_return(line):
+            assert_unchanged(model, before)
+
+
+def _is_return(line):
+    """Whether the line only returns the model, after everything is done."""
+    file, number = line
+    return linecache.getline(str(PACKAGE / file), number).strip() == "return model"
+
+
+STEPS = [
+    "rein.injection.Injection.__init__",
+    "rein.injection.Injection.apply_to",
+    "rein.injection.Injection.freeze_modes",
+    "rein.injection.NoWeightDecay.__init__",
+    "rein.injection.build_adapter",
+    "rein.injection.backbones.find_blocks",
+    "rein.injection.backbones.enclosing_backbones",
+    "rein.injection.other_adapters.parameters",
+    "torch.nn.Module.register_forward_hook",
+    "torch.nn.Module.__setattr__",
+    "torch.nn.Module.get_submodule",
+    "torch.nn.Module.to",
+    "torch.nn.Module.load_state_dict",
+]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("call", [0, 1, 3])
+def test_a_failing_step_of_load_leaves_a_bare_model_unchanged(step, call, monkeypatch, tmp_path):
+    rein.save(rein.wrap(small_bare_model(), SMALL), tmp_path / "a.safetensors")
+    model = small_bare_model()
+    before, calls = snapshot(model), []
+    original = resolve(step)
+
+    def failing(*args, **settings):
+        calls.append(args)
+        if len(calls) == call + 1:
+            raise MemoryError("on purpose")
+        return original(*args, **settings)
+
+    monkeypatch.setattr(step, failing)
+    try:
+        rein.load(model, tmp_path / "a.safetensors")
+    except (MemoryError, rein.ReinError):
+        monkeypatch.undo()
+        assert_unchanged(model, before)
+    else:
+        assert len(calls) <= call
+
+
+def resolve(path):
+    """The object with a dotted name, as monkeypatch finds it."""
+    value = sys.modules[path.partition(".")[0]]
+    for name in path.split(".")[1:]:
+        value = getattr(value, name)
+    return value
 
 
 @pytest.mark.parametrize(
@@ -498,3 +589,205 @@ def test_the_error_for_a_segmenter_points_to_its_backbone():
     model = rein.Segmenter(wrapped("vit"), rein.heads.LinearHead(32, 2))
     with pytest.raises(WrapError, match="but its backbone is; pass its .backbone"):
         rein.summary(model)
+
+
+class Segmentation(nn.Module):
+    """A backbone inside a model with other parts, as in segmentation and detection libraries."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.stem, self.encoder = nn.BatchNorm2d(3), backbone
+        self.decoder = nn.Sequential(nn.BatchNorm1d(32), nn.Dropout(0.5), nn.Linear(32, 2))
+        self.decoder[2].bias.requires_grad_(False)
+
+    def forward(self, x):
+        return self.decoder(self.encoder(self.stem(x)))
+
+
+OTHER_PARTS = {"stem.weight", "stem.bias", "decoder.0.weight", "decoder.0.bias", "decoder.2.weight"}
+
+
+def trainable(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("blocks", [None, ["encoder.blocks.0", "encoder.blocks.2"]])
+def test_only_the_backbone_that_was_found_is_frozen(blocks):
+    model = Segmentation(build("vit with drop path")).train()
+    before = snapshot(model)
+    rein.wrap(model, SMALL, blocks=blocks, num_prefix_tokens=1)
+    assert trainable(model) == OTHER_PARTS | {f"rein.{name}" for name, _ in model.rein.named_parameters()}
+    model.train()
+    modes = {name: module.training for name, module in model.named_modules()}
+    assert not any(training for name, training in modes.items() if name.startswith("encoder"))
+    assert all(training for name, training in modes.items() if name.startswith(("stem", "decoder")))
+    model(images()).sum().backward()
+    assert {name for name in OTHER_PARTS if model.get_parameter(name).grad is None} == set()
+    assert {name for name, p in model.encoder.named_parameters() if p.grad is not None} == set()
+    others = {key: value for key, value in snapshot(model).items() if key[0].startswith(("stem", "decoder"))}
+    rein.unwrap(model)
+    assert_unchanged(model, before | others)  # the other parts have trained
+
+
+def test_a_summary_names_what_trains_and_what_is_frozen():
+    summary = rein.summary(rein.wrap(Segmentation(build("vit")), SMALL))
+    assert summary.trains == ("stem", "decoder.N", "decoder.N.weight", "rein")
+    assert summary.frozen == ("encoder", "decoder.N.bias")
+    assert str(summary).splitlines()[-2:] == [
+        "trains    stem, decoder.N, decoder.N.weight, rein",
+        "frozen    encoder, decoder.N.bias",
+    ]
+    model = rein.wrap(build("vit"), SMALL)
+    assert rein.summary(model).trains == ("rein",)
+    assert set(rein.summary(model).frozen) == {"cls_token", "pos_embed", "patch_embed", "blocks", "norm"}
+    model.blocks[1].requires_grad_(True)
+    assert set(rein.summary(model).trains) == {"rein", "blocks.N"}
+    model.requires_grad_(False)
+    assert "trains    nothing" in str(rein.summary(model))
+
+
+def test_a_unet_keeps_its_decoder_trainable():
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    model = smp.Unet("tu-test_resnet", encoder_weights=None, encoder_depth=4, decoder_channels=(32, 16, 16, 8))
+    others = {name for name in trainable(model) if not name.startswith("encoder.")}
+    rein.wrap(model, SMALL).train()
+    assert {name for name in trainable(model) if not name.startswith("rein.")} == others
+    model(images(2, 64, 96)).square().mean().backward()
+    assert all(model.get_parameter(name).grad is not None for name in others)
+    assert rein.summary(model).trains == ("decoder", "segmentation_head", "rein")
+    assert rein.summary(model).frozen == ("encoder",)
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers warns
+def test_the_head_of_a_hugging_face_model_stays_trainable():
+    transformers = pytest.importorskip("transformers")
+    settings = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.Dinov2Config(**settings, image_size=56, patch_size=14, num_labels=4)
+    model = transformers.Dinov2ForImageClassification(config)
+    layers = [name for name, module in model.named_modules() if type(module).__name__ == "Dinov2Layer"]
+    rein.wrap(model, SMALL, blocks=layers)
+    assert {name.partition(".")[0] for name in trainable(model)} == {"classifier", "rein"}
+
+
+def test_blocks_of_two_backbones_freeze_both_and_blocks_of_an_unknown_model_freeze_all_of_it():
+    pair = nn.ModuleDict({"left": build("vit"), "right": build("vit"), "head": nn.Linear(32, 2)})
+    paths = ["left.blocks.0", "right.blocks.3"]
+    assert backbones.enclosing_backbones(pair, paths) == ["left", "right"]
+    assert backbones.enclosing_backbones(pair, paths[:1]) == ["left"]
+    assert backbones.enclosing_backbones(pair, [*paths, "head"]) == [""]
+    assert backbones.enclosing_backbones(build("vit"), ["blocks.0"]) == [""]
+
+
+def test_torch_jit_script_is_refused_with_the_remedy():
+    model = rein.Segmenter(wrapped("vit"), rein.heads.LinearHead(32, 2))
+    before = snapshot(model)
+    for scripted in (model, model.backbone):
+        with pytest.raises(WrapError, match=r"TorchScript cannot compile the hooks.*expected a bare model. Use torch.export"):
+            script(scripted)
+    assert_unchanged(model, before)
+    script(rein.unwrap(wrapped("vit")))
+
+
+def script(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer versions of torch deprecate it
+        return torch.jit.script(model)
+
+
+@pytest.mark.filterwarnings("ignore")  # newer versions of torch deprecate it
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_traced_model_gives_the_same_features(grad):
+    model, x = wrapped("vit"), images()
+    with torch.set_grad_enabled(grad):
+        assert torch.allclose(torch.jit.trace(model, x)(images(seed=5)), model(images(seed=5)), atol=1e-6)
+    assert model.rein_injection.hooks[0].pass_cache._entry is None
+
+
+def test_an_adapter_that_was_replaced_is_refused():
+    model = wrapped("vit")
+    model.rein = rein.ReinAdapter(32, 4, SMALL)
+    with pytest.raises(
+        WrapError, match=r"model.rein was replaced by a ReinAdapter; expected the adapter of rein.wrap.*use rein.load"
+    ):
+        rein.summary(model)
+
+
+def test_the_error_names_the_part_that_is_wrapped():
+    with pytest.raises(WrapError, match="this ModuleDict is not wrapped, but its inner.0 is; pass its .inner.0"):
+        rein.summary(nn.ModuleDict({"inner": nn.Sequential(wrapped("vit"))}))
+
+
+def test_a_compiled_model_can_be_unwrapped():
+    model = wrapped("vit")
+    compiled = torch.compile(model)
+    assert rein.unwrap(compiled) is compiled
+    assert not hasattr(model, "rein")
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def add_hooks(block, name, log, always=False):
+    """Hooks of every kind on a block, which write their kind and `name`, and the mean of what they see."""
+
+    def note(kind, *tensors):
+        log.append(
+            (kind, name, *(round(tensor.float().mean().item(), 5) for tensor in tensors if isinstance(tensor, torch.Tensor)))
+        )
+
+    return [
+        block.register_forward_pre_hook(lambda module, args: note("pre", *args)),
+        block.register_forward_pre_hook(lambda module, args, kwargs: note("pre kwargs", *args), with_kwargs=True),
+        block.register_forward_hook(lambda module, args, output: note("forward", *args, output)),
+        block.register_forward_hook(lambda module, args, kwargs, output: note("forward kwargs", output), with_kwargs=True),
+        block.register_forward_hook(lambda module, args, output: note("forward always", output), always_call=True),
+        block.register_full_backward_pre_hook(lambda module, grads: note("backward pre", *grads)),
+        block.register_full_backward_hook(lambda module, grads_in, grads_out: note("backward", *grads_out)),
+        block.register_state_dict_pre_hook(lambda module, prefix, keep: note("state dict pre")),
+        block.register_state_dict_post_hook(lambda module, state, prefix, metadata: note("state dict")),
+        block.register_load_state_dict_pre_hook(lambda module, *args: note("load pre")),
+        block.register_load_state_dict_post_hook(lambda module, keys: note("load")),
+    ]
+
+
+def use(model, x):
+    x = x.clone().requires_grad_()  # so that backward hooks run in a frozen model
+    model(x).square().mean().backward()
+    model.load_state_dict(model.state_dict())
+
+
+def test_hooks_of_every_kind_keep_their_order_and_see_what_they_saw():
+    model, x, log = build("vit"), images(), []
+    block = model.blocks[1]
+    add_hooks(block, "before", log)
+    assert log == []
+    use(model, x)
+    seen_bare, kinds = log.copy(), {entry[0] for entry in log}
+    assert len(kinds) == 11
+    rein.wrap(model, SMALL)
+    amplify_adapter(model)
+    assert log == seen_bare, "rein.wrap ran the hooks of the user"
+    later = add_hooks(block, "after", log)
+    log.clear()
+    use(model, x)
+    for kind in kinds:
+        assert [name for entry, name, *_ in log if entry == kind] == ["before", "after"], kind
+        assert len({tuple(values) for entry, _, *values in log if entry == kind}) == 1  # both see the same: the refined output
+    assert [entry for entry in log if entry[:2] == ("forward", "before")] != [e for e in seen_bare if e[0] == "forward"]
+    for handle in later:
+        handle.remove()
+    with rein.disabled(model):
+        log.clear()
+        model.requires_grad_(True)  # as bare, so that all the same kernels run
+        use(model, x)
+        assert log == seen_bare
+    rein.unwrap(model)
+    log.clear()
+    use(model, x)
+    assert log == seen_bare
+
+
+def test_hooks_that_are_prepended_after_wrap_see_the_bare_output():
+    model, bare, x, seen = wrapped("vit"), build("vit").requires_grad_(False), images(), []
+    model.blocks[0].register_forward_hook(lambda module, args, output: seen.append(output), prepend=True)
+    bare.blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    model(x), bare(x)
+    assert torch.equal(*seen)

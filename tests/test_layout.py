@@ -22,6 +22,7 @@ LAYERS = {
     "stagewise": 1,
     "heads": 1,
     "backbones": 2,
+    "other_adapters": 2,
     "injection": 3,
     "parameters": 3,
     "checkpoint": 4,
@@ -44,6 +45,7 @@ ALLOWED = {
     "cli": set(),
 }
 ALLOWED |= {module: {"torch"} for module in ("refinement", "stagewise", "modes", "injection", "parameters", "segmenter")}
+ALLOWED["other_adapters"] = {"torch"}
 ALLOWED["catalogue"] = {"torch", "timm"}
 ALLOWED["testing"] = {"torch", "timm", "safetensors"}
 ALLOWED["official"] = {"torch", "safetensors"}
@@ -179,9 +181,42 @@ sys.exit(main(["demo"]))
 
 def test_the_public_names_are_the_promised_ones():
     promised = "wrap unwrap disabled save load summary param_groups ReinConfig ReinAdapter Segmenter heads ReinError"
-    promised += " UnsupportedBackboneError CheckpointError MissingExtraError __version__"
+    promised += " InputError UnsupportedBackboneError WrapError CheckpointError MissingExtraError DivergedError __version__"
     assert sorted(rein.__all__) == sorted(promised.split())
     assert all(hasattr(rein, name) for name in rein.__all__)
+
+
+def test_every_error_is_public():
+    from rein import errors
+
+    assert {name for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)} <= set(
+        rein.__all__
+    )
+    defined = {
+        node.name: path.relative_to(ROOT)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Error")
+    }
+    elsewhere = {name: str(path) for name, path in defined.items() if not hasattr(errors, name)}
+    assert elsewhere == {"BackboneCheckError": "testing/checks.py"}  # public in rein.testing
+
+
+def test_official_and_testing_are_imported_when_they_are_used():
+    program = """
+import sys, rein
+assert {"official", "testing"} <= set(dir(rein))
+assert not {"rein.official", "rein.testing", "timm"} & set(sys.modules)
+assert rein.testing.tiny_vit().embed_dim == 32
+assert callable(rein.official.read)
+try:
+    rein.nosuch
+except AttributeError as error:
+    assert str(error) == "module 'rein' has no attribute 'nosuch'"
+else:
+    raise AssertionError
+"""
+    run(program)
 
 
 def test_every_error_is_a_rein_error_and_a_builtin_kind():

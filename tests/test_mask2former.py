@@ -54,7 +54,7 @@ def test_gradients_reach_the_tokens_through_the_queries():
     head = heads.Mask2FormerHead([32] * 4, 3, **SMALL)
     segmenter = rein.Segmenter(model, head)
     labels = torch.zeros(2, 32, 32, dtype=torch.long)
-    segmenter.loss(images(), labels).backward()
+    segmenter(images(), labels).backward()
     assert (model.rein.query_merge.weight.grad.abs() > 0).any()
     assert all(p.grad is not None for p in segmenter.parameters() if p.requires_grad)
 
@@ -68,7 +68,7 @@ def test_the_head_learns_queries_if_the_backbone_has_none(method, tmp_path):
         backbone.requires_grad_(False)
     segmenter = rein.Segmenter(backbone, heads.Mask2FormerHead([32] * 4, 3, **SMALL))
     assert segmenter.head.settings["num_queries"] == 100
-    segmenter.loss(images(), torch.zeros(2, 32, 32, dtype=torch.long)).backward()
+    segmenter(images(), torch.zeros(2, 32, 32, dtype=torch.long)).backward()
     assert all(p.grad is not None for p in segmenter.parameters() if p.requires_grad)
     segmenter.eval().save(tmp_path / "s.safetensors")
     again = rein.Segmenter.load(tmp_path / "s.safetensors", build("vit").requires_grad_(False)).eval()
@@ -230,7 +230,7 @@ def test_the_head_overfits_two_street_scenes():
     optimizer = torch.optim.AdamW(rein.param_groups(model, lr=2e-3))
     for _ in range(300):
         optimizer.zero_grad()
-        model.loss(pixels, labels).backward()
+        model(pixels, labels).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     labelled = labels != 255

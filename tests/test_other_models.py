@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import rein
-from models import build, images
+from models import amplify_adapter, build, images
 from rein import backbones
 from rein.testing import BackboneCheckError, check_backbone, tiny_vit
 
@@ -357,3 +357,155 @@ def test_a_square_grid_as_large_as_the_width_is_measured_at_a_second_size():
         model = timm.create_model("maxvit_nano_rw_256", num_classes=0)
     infos = backbones.find_blocks(model)
     assert (infos[0].layout, infos[0].width) == ("NCHW", 64)
+
+
+HUGGING_FACE = {  # class, configuration, number of prefix tokens that is passed, fixed side of the images, multiple of their sides
+    "Dinov2": ("Dinov2Model", {"image_size": 56, "patch_size": 14}, None, None, 14),
+    "Dinov2 with registers": ("Dinov2WithRegistersModel", {"image_size": 56, "patch_size": 14}, None, None, 14),
+    "ViT": ("ViTModel", {"image_size": 30, "patch_size": 8}, 1, 30, 8),
+    "SigLIP": ("SiglipVisionModel", {"image_size": 64, "patch_size": 16}, 0, 64, 16),
+}
+
+
+def hugging_face(name):
+    transformers = pytest.importorskip("transformers")
+    model, settings, *_ = HUGGING_FACE[name]
+    config = getattr(transformers, model.replace("Model", "Config"))(**{**SMALL, "num_hidden_layers": 4}, **settings)
+    torch.manual_seed(0)
+    return getattr(transformers, model)(config).eval()
+
+
+def wrap_layers(model, num_prefix_tokens=None):
+    layers = model.encoder.layers if hasattr(getattr(model, "encoder", None), "layers") else get_layers(model)
+    rein.wrap(model, rein.ReinConfig(num_tokens=6, rank=2), blocks=list(layers), num_prefix_tokens=num_prefix_tokens)
+    return amplify_adapter(model)
+
+
+def over_blocks(model, width=32, **settings):
+    torch.manual_seed(1)
+    return rein.Segmenter(model, rein.heads.FPNHead([width] * 4, 3, channels=8, tower_channels=8), **settings).eval()
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_a_segmenter_takes_the_maps_of_a_hugging_face_model_from_its_wrapped_blocks(name, tmp_path):
+    _, _, num_prefix_tokens, side, multiple = HUGGING_FACE[name]
+    model = wrap_layers(hugging_face(name), num_prefix_tokens)
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    segmenter = over_blocks(model)
+    for size in ((56, 84), (45, 70), (1, 90)):  # padded or in windows
+        assert segmenter(images(1, *size)).shape == (1, 3, *size)
+    height, width = (side // multiple * multiple,) * 2 if side else (45, 70)
+    x, labels = images(2, height, width), torch.zeros(2, height, width, dtype=torch.long)
+    segmenter(x, labels).backward()
+    assert (model.rein.tokens_a.grad.flatten(1).abs().amax(1) > 0).all()
+    assert all(p.grad is not None for p in segmenter.parameters() if p.requires_grad)
+    with torch.no_grad():
+        refined = segmenter(x)
+        with rein.disabled(model):
+            assert not torch.allclose(segmenter(x), refined, atol=1e-3)
+    segmenter.save(tmp_path / "s.safetensors")
+    for backbone in (hugging_face(name), wrap_layers(hugging_face(name), num_prefix_tokens)):
+        again = rein.Segmenter.load(tmp_path / "s.safetensors", backbone).eval()
+        assert torch.equal(again.predict(x), segmenter.predict(x))
+    assert [len(module._forward_hooks) for module in model.modules()] == hooks
+
+
+def test_the_maps_are_the_refined_patch_tokens_in_rows_and_columns():
+    model = wrap_layers(hugging_face("Dinov2 with registers"))
+    x, maps = images(2, 42, 70), over_blocks(model)._maps
+    outputs = {}
+    for index, layer in enumerate(get_layers(model)):
+        layer.register_forward_hook(lambda module, args, output, index=index: outputs.update({index: output}))
+    got = maps(model, x, [1, 3])
+    for index, feature_map in zip((1, 3), got, strict=True):
+        assert feature_map.shape == (2, 32, 3, 5)
+        assert torch.equal(feature_map[:, :, 2, 4], outputs[index][:, 5 + 2 * 5 + 4])
+        assert torch.equal(feature_map[:, :, 0, 3], outputs[index][:, 5 + 3])
+
+
+@pytest.mark.parametrize("wrap", ["with blocks", "without blocks", "not"])
+@pytest.mark.parametrize("architecture", ["test_vit", "test_convnext"])
+def test_a_segmenter_takes_the_maps_of_a_timm_wrapper_model_from_its_blocks(architecture, wrap, tmp_path):
+    transformers = pytest.importorskip("transformers")
+
+    def make():
+        torch.manual_seed(0)
+        config = transformers.TimmWrapperConfig(architecture=architecture, do_pooling=False)
+        return transformers.TimmWrapperModel(config).eval().requires_grad_(False)
+
+    model, small = make(), rein.ReinConfig(num_tokens=6, rank=2)
+    if wrap != "not":
+        blocks = [block.path for block in backbones.find_blocks(model)] if wrap == "with blocks" else None
+        amplify_adapter(rein.wrap(model, small, blocks=blocks))
+    channels = backbones.map_channels(model.timm_model)
+    segmenter = rein.Segmenter(model, rein.heads.LinearHead([channels[1], channels[-1]], 3), [1, len(channels) - 1]).eval()
+    x = images(1, 64, 160)
+    expected = model.timm_model.forward_intermediates(x, indices=list(segmenter.indices), intermediates_only=True)
+    got = segmenter._maps(model, x, segmenter.indices)
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(got, expected, strict=True))
+    segmenter.save(tmp_path / "s.safetensors")
+    assert torch.equal(rein.Segmenter.load(tmp_path / "s.safetensors", make()).eval()(x), segmenter(x))
+
+
+def test_a_segmenter_over_an_encoder_of_another_library_takes_its_last_block_of_each_width():
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    encoder = smp.Unet("tu-test_convnext", encoder_weights=None, encoder_depth=4, decoder_channels=(32, 16, 16, 8)).encoder.eval()
+    rein.wrap(encoder, rein.ReinConfig(num_tokens=6, rank=2))
+    head = rein.heads.FPNHead([24, 32, 48], 3, channels=8, tower_channels=8)
+    assert rein.Segmenter(encoder, head).eval()(images(1, 45, 70)).shape == (1, 3, 45, 70)
+
+
+@pytest.mark.slow
+def test_a_compiled_segmenter_over_blocks_gives_the_same_logits():
+    segmenter = over_blocks(wrap_layers(hugging_face("Dinov2")))
+    torch._dynamo.reset()
+    compiled = torch.compile(segmenter, backend="eager")
+    with torch.no_grad():
+        for size in ((56, 84), (42, 42), (56, 84)):
+            x = images(1, *size)
+            assert torch.allclose(compiled(x), segmenter(x), atol=1e-5)
+
+
+def test_models_without_known_blocks_or_maps_are_refused():
+    transformers = pytest.importorskip("transformers")
+    head = rein.heads.LinearHead(32, 3)
+    with pytest.raises(
+        rein.UnsupportedBackboneError,
+        match=r"feature maps of a Dinov2Model are the outputs of the blocks .* this one is bare .* Call rein.wrap\(model, blocks=",
+    ):
+        rein.Segmenter(hugging_face("Dinov2"), head)
+    audio = transformers.ASTModel(transformers.ASTConfig(**SMALL, max_length=64, num_mel_bins=32)).eval()
+    rein.wrap(audio, blocks=get_layers(audio), num_prefix_tokens=2, example_inputs=torch.randn(1, 64, 32))
+    with pytest.raises(
+        rein.UnsupportedBackboneError, match=r"ASTModel does not run with images \(B, 1, H, W\) of 224 x 448.* pixels"
+    ):
+        rein.Segmenter(audio, head)
+    mae = transformers.ViTMAEModel(transformers.ViTMAEConfig(**SMALL, image_size=64, patch_size=16)).eval()
+    rein.wrap(mae, blocks=get_layers(mae), num_prefix_tokens=1)  # it masks patches at random
+    with pytest.raises(
+        rein.UnsupportedBackboneError, match=r"returns 4 patch tokens for an image of 64 x 64 pixels; expected one for"
+    ):
+        rein.Segmenter(mae, head)
+    settings = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "image_size": [224, 224]}
+    hiera = transformers.HieraModel(transformers.HieraConfig(**settings)).eval()
+    blocks = [name for name, module in hiera.named_modules() if type(module).__name__ == "HieraLayer"]
+    rein.wrap(hiera, blocks=blocks, num_prefix_tokens=0)
+    with pytest.raises(
+        rein.UnsupportedBackboneError, match="return their patch tokens in the order of windows; expected the order of"
+    ):
+        rein.Segmenter(hiera, head)
+
+
+def test_a_file_for_a_bare_model_of_unknown_blocks_is_an_error_and_leaves_it_unchanged(tmp_path):
+    wrapped = over_blocks(wrap_layers(hugging_face("Dinov2")))
+    wrapped.save(tmp_path / "wrapped.safetensors")
+    other = rein.Segmenter(tiny_vit().requires_grad_(False), rein.heads.LinearHead(32, 3))
+    other.save(tmp_path / "head.safetensors")
+    model = hugging_face("Dinov2")
+    before = list(model.state_dict())
+    with pytest.raises(rein.CheckpointError, match="head.safetensors does not fit this Dinov2Model: the feature maps of"):
+        rein.Segmenter.load(tmp_path / "head.safetensors", model)
+    with pytest.raises(rein.CheckpointError, match="does not fit this Dinov2WithRegistersModel|was trained on Dinov2Model"):
+        rein.Segmenter.load(tmp_path / "wrapped.safetensors", hugging_face("Dinov2 with registers"))
+    assert list(model.state_dict()) == before
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -29,6 +29,8 @@ def test_python_blocks_run(text, code, tmp_path, monkeypatch):
         return real(name.partition(".")[0], pretrained=False, embed_dim=48, num_heads=4, **settings)
 
     monkeypatch.setattr(timm, "create_model", small)
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)  # as torchrun does
     monkeypatch.chdir(tmp_path)
     exec(compile(code, f"{text.name}", "exec"), {})
 

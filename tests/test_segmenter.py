@@ -44,7 +44,7 @@ def test_every_backbone_family_gives_logits_and_gradients(family):
     logits = model(images(1, 45, 70))
     assert logits.shape == (1, 5, 45, 70)
     assert torch.isfinite(logits).all()
-    model.train().loss(images(1, 30, 26), torch.ones(1, 30, 26, dtype=torch.long)).backward()
+    model.train()(images(1, 30, 26), torch.ones(1, 30, 26, dtype=torch.long)).backward()
     assert model.backbone.rein.tokens_b.grad.flatten(1).abs().amax(1).min() > 0
 
 
@@ -61,9 +61,36 @@ def test_the_adapter_changes_the_logits_and_gets_gradients_from_the_loss(head):
         bare = model(x)
     assert not torch.allclose(model(x), bare)
     labels = torch.randint(0, 5, (2, 32, 32), generator=torch.Generator().manual_seed(0))
-    model.loss(x, labels).backward()
+    model(x, labels).backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == (".rein." in name or name.startswith("head.")), name
+
+
+@every_head
+@pytest.mark.parametrize("wrap", [True, False])
+def test_a_call_with_labels_is_the_loss_and_has_the_same_gradients(head, wrap):
+    model, x = segmenter(head=head, wrap=wrap), images(2, 27, 44)
+    labels = torch.randint(0, 5, (2, 27, 44), generator=torch.Generator().manual_seed(0))
+    found = []
+    for compute in (model, model.loss):
+        model.zero_grad()
+        torch.manual_seed(0)  # the points of Mask2Former's loss
+        loss = compute(x, labels)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert loss.shape == ()
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_hooks_of_the_segmenter_see_every_call_that_trains():
+    """Wrappers such as FSDP2 prepare the parameters in hooks."""
+    model, seen = segmenter(), []
+    model.register_forward_pre_hook(lambda module, args: seen.append(len(args)))
+    labels = torch.zeros(2, 32, 32, dtype=torch.long)
+    model(images())
+    model(images(), labels)
+    model.loss(images(), labels)
+    assert seen == [1, 2, 2]
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_the_logits():
@@ -71,8 +98,8 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_logits():
     labels = torch.randint(0, 5, (2, 27, 44), generator=torch.Generator().manual_seed(0))
     labels[0, :9] = 255
     expected = F.cross_entropy(model(x), labels, ignore_index=255)
-    assert model.loss(x, labels).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert model.loss(x, torch.full_like(labels, 255)).item() == 0
+    assert model(x, labels).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert model(x, torch.full_like(labels, 255)).item() == 0
 
 
 def test_a_bare_backbone_can_be_fully_trained_or_frozen():
@@ -82,9 +109,9 @@ def test_a_bare_backbone_can_be_fully_trained_or_frozen():
     assert not frozen.train().backbone.training
     assert frozen.head.training
     labels = torch.zeros(2, 32, 32, dtype=torch.long)
-    full.loss(images(), labels).backward()
+    full(images(), labels).backward()
     assert full.backbone.blocks[0].attn.qkv.weight.grad is not None
-    frozen.loss(images(), labels).backward()
+    frozen(images(), labels).backward()
     assert frozen.backbone.blocks[0].attn.qkv.weight.grad is None
 
 
@@ -167,6 +194,22 @@ def test_one_file_restores_adapter_and_head(tmp_path, head, wrap):
     assert torch.equal(again(x), model(x))
 
 
+@pytest.mark.parametrize("head", ["linear, one map", "mask2former"])
+def test_a_file_restores_the_settings_of_the_loss(tmp_path, head):
+    model = segmenter(head=head)
+    settings = {"class_weights": [1.0, 5000.0, 0.5, 1.0, 0.0]}
+    settings |= {} if head == "mask2former" else {"loss": {"cross_entropy": 1.0, "dice": 3.0}}
+    model.head = type(model.head)(**model.head.arguments, **settings)
+    model.save(tmp_path / "model.safetensors")
+    again = rein.Segmenter.load(tmp_path / "model.safetensors", build(DYNAMIC)).eval()
+    assert again.head.arguments.items() >= settings.items()
+    values = []
+    for each in (model.eval(), again):
+        torch.manual_seed(0)  # the points of Mask2Former's loss
+        values.append(each(images(), torch.arange(32).expand(2, 32, 32) % 5).item())
+    assert values[0] == values[1]
+
+
 def test_a_file_of_another_kind_or_for_another_backbone_is_an_error(tmp_path):
     model = segmenter()
     model.save(tmp_path / "model.safetensors")
@@ -206,15 +249,15 @@ def test_saving_a_custom_head_is_an_error():
         (lambda m: m(torch.zeros(1, 3, 0, 32)), r"\(1, 3, 0, 32\)"),
         (lambda m: m(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), "got torch.uint8"),
         (
-            lambda m: m.loss(images(), torch.zeros(2, 32, 32)),
+            lambda m: m(images(), torch.zeros(2, 32, 32)),
             r"labels must be integers of shape \(2, 32, 32\).*got torch.float32",
         ),
-        (lambda m: m.loss(images(), torch.zeros(2, 32, 31, dtype=torch.long)), r"of shape \(2, 32, 31\)"),
+        (lambda m: m(images(), torch.zeros(2, 32, 31, dtype=torch.long)), r"of shape \(2, 32, 31\)"),
         (
-            lambda m: m.loss(images(), torch.full((2, 32, 32), 5)),
+            lambda m: m(images(), torch.full((2, 32, 32), 5)),
             r"labels must be 0 to 4, or 255 for ignored pixels, got \[5\]",
         ),
-        (lambda m: m.loss(images(), torch.full((2, 32, 32), -1)), r"got \[-1\]"),
+        (lambda m: m(images(), torch.full((2, 32, 32), -1)), r"got \[-1\]"),
         (lambda m: m.predict(images(), window=0), r"window is \(0, 0\)"),
         (lambda m: m.predict(images(), window=16, stride=17), "the stride no larger than the window"),
         (lambda m: m.predict(images(), window=32.5), "must be an integer number of pixels"),
@@ -228,7 +271,7 @@ def test_invalid_input_is_an_error(call, message):
 
 def test_training_on_images_larger_than_a_fixed_size_is_an_error():
     with pytest.raises(InputError, match="images are 40 x 32, the backbone accepts at most 32 x 32; train on crops"):
-        segmenter(FIXED).loss(images(1, 40, 32), torch.zeros(1, 40, 32, dtype=torch.long))
+        segmenter(FIXED)(images(1, 40, 32), torch.zeros(1, 40, 32, dtype=torch.long))
 
 
 @pytest.mark.parametrize("indices", [[0, 1, 2], [0, 1, 2, 4], [0, 2, 1, 3], [0, 1, 1, 3], [-1, 1, 2, 3]])
@@ -264,7 +307,7 @@ def test_a_patch_size_that_does_not_divide_the_fixed_size_leaves_no_pixel_out():
         assert (model(changed) - model(x))[..., 40:].abs().min() > 0
         assert model(x[..., :40, :40]).shape == (1, 3, 40, 40)
     with pytest.raises(InputError, match="images are 44 x 44, the backbone accepts at most 40 x 40"):
-        model.loss(x, torch.zeros(1, 44, 44, dtype=torch.long))
+        model(x, torch.zeros(1, 44, 44, dtype=torch.long))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -276,22 +319,41 @@ def test_backbone_and_head_can_have_different_dtypes(tmp_path, dtype):
         logits = model(inputs)
         assert logits.dtype == torch.float32
         assert torch.allclose(logits, expected, atol=0.2)
-    model.loss(x, torch.zeros(2, 32, 32, dtype=torch.uint16)).backward()
+    model(x, torch.zeros(2, 32, 32, dtype=torch.uint16)).backward()
     assert model.head.classifier.weight.grad.dtype == torch.float32
     model.save(tmp_path / "model.safetensors")
     again = rein.Segmenter.load(tmp_path / "model.safetensors", build(DYNAMIC).to(dtype)).eval()
     assert torch.allclose(again(x).float(), logits, atol=1e-2)
 
 
-def test_query_parameters_that_the_head_does_not_use_have_zero_gradients():
-    backbone = rein.wrap(build(DYNAMIC), rein.ReinConfig(num_tokens=6, rank=2, query_dim=8))
-    model = rein.Segmenter(backbone, rein.heads.LinearHead(32, 3))
+@pytest.mark.parametrize("own_loss", [False, True])
+@pytest.mark.parametrize("share", [False, True])
+def test_parameters_of_the_adapter_that_the_head_does_not_use_have_zero_gradients(own_loss, share):
+    backbone = rein.wrap(build(DYNAMIC), rein.ReinConfig(num_tokens=6, rank=2, query_dim=8, share=share))
+    model = rein.Segmenter(backbone, rein.heads.LinearHead([32, 32], 3), indices=[0, 1])
     labels = torch.zeros(2, 32, 32, dtype=torch.long)
-    loss = model.loss(images(), labels)
-    assert loss.item() == pytest.approx(F.cross_entropy(model(images()), labels).item(), rel=1e-5)
+    with torch.no_grad():
+        expected = model(images())
+        backbone.rein.query_merge.bias[0] = torch.nan  # an unused value does not matter
+    logits = model(images())
+    assert torch.allclose(logits, expected, atol=1e-6)  # with gradients, the adapter rounds differently
+    loss = F.cross_entropy(logits, labels) if own_loss else model(images(), labels)
+    assert loss.item() == pytest.approx(F.cross_entropy(expected, labels).item(), rel=1e-5)
     loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # DDP requires all
-    assert (backbone.rein.query_merge.weight.grad == 0).all()
+    unused = [backbone.rein.query_merge.weight] + ([] if share else [backbone.rein.delta_mlp[3].weight])
+    assert all((parameter.grad == 0).all() for parameter in unused)
+    assert (backbone.rein.tokens_a.grad[2:] == 0).all()
+    assert (backbone.rein.tokens_a.grad[:2] != 0).any()
+
+
+def test_a_frozen_adapter_leaves_logits_without_a_graph():
+    model = segmenter()
+    model.requires_grad_(False)
+    assert not model(images()).requires_grad
+    model.head.requires_grad_(True)
+    assert model(images()).requires_grad
+    assert not model.predict(images()).requires_grad
 
 
 def test_a_file_that_does_not_fit_leaves_the_backbone_unchanged(tmp_path):
@@ -319,6 +381,20 @@ def test_a_segmenter_runs_in_half_precision_and_compiled():
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(x), model(x), atol=1e-5)
+
+
+def test_the_compiled_loss_has_the_same_gradients():
+    backbone = amplify_adapter(rein.wrap(build(DYNAMIC), rein.ReinConfig(num_tokens=6, rank=2, query_dim=8)))
+    model, x, labels = rein.Segmenter(backbone, rein.heads.LinearHead(32, 3)), images(), torch.zeros(2, 32, 32, dtype=torch.long)
+    torch._dynamo.reset()
+    found = []
+    for call in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        loss = call(x, labels)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
+    assert len(found[0]) > 10
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(*found, strict=True))
 
 
 def test_flips_and_scales_are_averaged():

@@ -23,6 +23,12 @@ def evaluated(content: Mapping[str, Any]) -> dict[str, dict[int, dict[str, float
     return found
 
 
+def covered(content: Mapping[str, Any]) -> str:
+    """The domains that the mean of the unseen covers; the domain of the source shows held-out frames."""
+    row = next(row for row in content["rows"] if row["purpose"] == "evaluate")
+    return ", ".join(domain for domain in row["miou"] if domain != content["source"])
+
+
 def of_domain(runs: Mapping[int, Mapping[str, float]], domain: str) -> dict[int, float]:
     """Seed -> mIoU in one domain."""
     return {seed: values[domain] for seed, values in runs.items()}
@@ -40,7 +46,13 @@ def table(content: Mapping[str, Any], against: tuple[str, ...] = ("freeze", "ful
     lost = Counter(row["contender"] for row in content["rows"] if row["purpose"] == "evaluate" and "diverged" in row)
     domains = list(next(iter(rows.values()))["miou"])
     source = content["source"]
-    header = ["method", "tuned", "rates", *(f"{domain} (source)" if domain == source else domain for domain in domains), UNSEEN]
+    header = [
+        "method",
+        "tuned",
+        "rates",
+        *(f"{domain} (held-out source)" if domain == source else domain for domain in domains),
+        UNSEEN,
+    ]
     against = tuple(name for name in against if name in runs)
     lines = []
     for name, found in runs.items():
@@ -67,5 +79,5 @@ def _rates(row: Mapping[str, Any]) -> str:
 
 
 def as_text(content: Mapping[str, Any]) -> str:
-    """The table for a terminal."""
-    return text_table(*table(content))
+    """The table for a terminal, and the domains that its mean covers."""
+    return f"{text_table(*table(content))}\n\n{UNSEEN}: {covered(content)}"

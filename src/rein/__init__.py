@@ -8,24 +8,38 @@ Method: Wei et al., CVPR 2024, arXiv 2312.04265.
     True
 """
 
+from importlib import import_module
+from typing import Any
+
 from rein import heads
 from rein._version import __version__
 from rein.adapter import ReinAdapter
 from rein.checkpoint import load, save
 from rein.config import ReinConfig
-from rein.errors import CheckpointError, MissingExtraError, ReinError, UnsupportedBackboneError
+from rein.errors import (
+    CheckpointError,
+    DivergedError,
+    InputError,
+    MissingExtraError,
+    ReinError,
+    UnsupportedBackboneError,
+    WrapError,
+)
 from rein.injection import disabled, unwrap, wrap
 from rein.parameters import param_groups, summary
 from rein.segmenter import Segmenter
 
 __all__ = [
     "CheckpointError",
+    "DivergedError",
+    "InputError",
     "MissingExtraError",
     "ReinAdapter",
     "ReinConfig",
     "ReinError",
     "Segmenter",
     "UnsupportedBackboneError",
+    "WrapError",
     "__version__",
     "disabled",
     "heads",
@@ -36,3 +50,15 @@ __all__ = [
     "unwrap",
     "wrap",
 ]
+
+_LAZY = ("official", "testing")  # imported when they are first used, because `testing` imports timm
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return import_module(f"rein.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

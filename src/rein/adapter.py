@@ -117,7 +117,7 @@ class ReinAdapter(nn.Module):
         if self.config.query_dim is None:
             raise InputError("This adapter has no queries (query_dim=None). Build it with ReinConfig(query_dim=256).")
         projections = [_select(self.query_proj, layer) for layer in range(1 if self.config.share else self.num_layers)]
-        weight = torch.stack([projection.weight.mT for projection in projections])  # (1 or L, C, q)
+        weight = torch.stack([projection.weight.T for projection in projections])  # (1 or L, C, q)
         bias = torch.stack([projection.bias for projection in projections])[:, None]
         z = self.tokens @ weight if self.config.rank is None else self.tokens_a @ (self.tokens_b @ weight)  # (L, m, q)
         z = z + bias  # Z_l = T_l W_q^T + b_q (Eq. 8)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,19 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from rein import backbones
+from rein import backbones, pytorch_files
 from rein._version import __version__
 from rein.backbones import BlockInfo
 from rein.config import ReinConfig
-from rein.errors import CheckpointError, InputError, UnsupportedBackboneError
-from rein.injection import ADAPTER, Model, get_injection, is_wrapped, wrap
+from rein.errors import CheckpointError, InputError, MissingExtraError, UnsupportedBackboneError, one_line
+from rein.files import read_safetensors, reason_of
+from rein.files import replace_file as replace_file
+from rein.heads import Head
+from rein.injection import ADAPTER, Model, get_injection, is_wrapped, unwrap, wrap
 from rein.stagewise import build_adapter
 
 VERSION_KEY, FORMAT_VERSION = "rein_format", 1
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,10 @@ class Header:
         Raises:
             InputError, KeyError, TypeError, ValueError: an entry is missing or invalid.
         """
-        entries = {key: json.loads(metadata.get(key, "null")) for key in ("kind", "rein_version", "backbone", "config", "head")}
+        entries = {key: _parse(metadata.get(key, "null")) for key in ("kind", "rein_version", "backbone", "config", "head")}
         kind, version, backbone, config, head = entries.values()
         if kind not in ("adapter", "segmenter"):
-            raise InputError(f"kind is {kind!r}, expected 'adapter' or 'segmenter'")
+            raise InputError(f"kind is {one_line(repr(kind))}, expected 'adapter' or 'segmenter'")
         if not (isinstance(backbone, dict) and isinstance(backbone.get("architecture"), str)):
             raise InputError("backbone has no architecture name")
         if config is None and kind == "adapter":
@@ -88,15 +92,45 @@ class Header:
             ):
                 raise InputError("backbone must have lists blocks, widths and num_prefix_tokens of equal length")
             if not isinstance(backbone.setdefault("given", {}), dict):
-                raise InputError(f"given of the backbone is {backbone['given']!r}, expected a dictionary")
+                raise InputError(f"given of the backbone is {one_line(repr(backbone['given']))}, expected a dictionary")
         if kind == "segmenter" and not (
             isinstance(head, dict)
             and isinstance(head.get("name"), str)
             and isinstance(head.get("arguments"), dict)
             and _is_list(head.get("indices"), int)
         ):
-            raise InputError(f"head is {head!r}, expected a dictionary with name, arguments and indices")
+            raise InputError(f"head is {one_line(repr(head))}, expected a dictionary with name, arguments and indices")
         return cls(kind, None if config is None else ReinConfig.from_dict(config), backbone, head, str(version))
+
+
+def _parse(text: str) -> Any:
+    """Parse JSON whose texts can be printed.
+
+    Raises:
+        ValueError: the text is not JSON, is nested too deeply, or has a text with control characters or a number that is not finite.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("a value is nested too deeply") from error
+    if not all(entry.isprintable() for entry in _texts(value)):
+        raise ValueError("a text has control characters")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a finite number")
+
+
+def _texts(value: Any, depth: int = 0) -> Iterator[str]:
+    """Every string in a value of JSON, keys included."""
+    if depth > 20:
+        raise ValueError("a value is nested too deeply")
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for entry in [*value, *(value.values() if isinstance(value, dict) else ())]:
+            yield from _texts(entry, depth + 1)
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -135,19 +169,24 @@ def load(model: Model, path: str | os.PathLike[str], *, strict: bool = True, exa
     tensors, header = read(path)
     if header.kind != "adapter":
         raise CheckpointError(f"{path} is a {header.kind} file, expected an adapter file; load it with rein.Segmenter.load.")
-    return load_adapter(model, tensors, header, path, strict=strict, example_inputs=example_inputs)
+    check_adapter(model, tensors, header, path, strict=strict, example_inputs=example_inputs)()
+    return model
 
 
-def load_adapter(
-    model: Model,
+def check_adapter(
+    model: nn.Module,
     tensors: Mapping[str, Tensor],
     header: Header,
     path: str | os.PathLike[str],
     *,
     strict: bool = True,
     example_inputs: Any = None,
-) -> Model:
-    """Load an adapter from the tensors and header of a file; arguments, result and errors as for `load`."""
+) -> Callable[[], None]:
+    """Check that the adapter of a file fits the model, which stays unchanged; arguments and errors as for `load`.
+
+    Returns:
+        A function that loads the adapter into the model.
+    """
     config = header.config
     if config is None:
         raise CheckpointError(f"{path} holds no adapter, only a head for a bare backbone; load it with rein.Segmenter.load.")
@@ -157,28 +196,38 @@ def load_adapter(
         check_architecture(model, header, path)
     wrapped = is_wrapped(model)
     try:
-        names = None if wrapped else _blocks_to_wrap(model, header.backbone, strict, given, example_inputs)
+        names = None if wrapped else blocks_to_wrap(model, header.backbone, strict, given, example_inputs)
         blocks = get_injection(model).blocks if wrapped else tuple(backbones.find_blocks(model, names, given, example_inputs))
     except UnsupportedBackboneError as error:
-        raise CheckpointError(f"{path} does not fit this {name}: {error}") from error
+        raise CheckpointError(f"{path} does not fit this {name}: {one_line(error, 1000)}") from error
     expected, got = header.backbone, describe_blocks(name, blocks)
     for key in _compared_keys(strict):
         if expected[key] != got[key]:
             raise CheckpointError(
-                f"{path} does not fit this {name}: the file has {key} {expected[key]}, the model has {got[key]}."
+                f"{path} does not fit this {name}: the file has {key} {one_line(expected[key], 1000)}, the model has {got[key]}."
             )
     if wrapped and getattr(model, ADAPTER).config != config:
         raise CheckpointError(
             f"{path} holds an adapter with {config}, the model is wrapped with {getattr(model, ADAPTER).config}; "
             "call rein.unwrap(model) first, then rein.load wraps the model with the file's configuration."
         )
-    with torch.device("meta"):
-        match_tensors(build_adapter([block.width for block in blocks], config, patch_size=1), tensors, path)
-    if not wrapped:
-        with torch.random.fork_rng():  # the file overwrites the initial values: keep the caller's random state
-            wrap(model, config, blocks=names, num_prefix_tokens=given, example_inputs=example_inputs)
-    getattr(model, ADAPTER).load_state_dict(dict(tensors))
-    return model
+    match_adapter([block.width for block in blocks], config, tensors, path)
+
+    def change() -> None:
+        before = {name: value.clone() for name, value in getattr(model, ADAPTER).state_dict().items()} if wrapped else {}
+        try:
+            if not wrapped:
+                with torch.random.fork_rng():  # the file overwrites the initial values: keep the caller's random state
+                    wrap(model, config, blocks=names, num_prefix_tokens=given, example_inputs=example_inputs)
+            getattr(model, ADAPTER).load_state_dict(dict(tensors))
+        except BaseException:  # Ctrl-C included
+            if wrapped:
+                getattr(model, ADAPTER).load_state_dict(before)
+            elif is_wrapped(model):
+                unwrap(model)
+            raise
+
+    return change
 
 
 def _compared_keys(strict: bool) -> list[str]:
@@ -186,7 +235,7 @@ def _compared_keys(strict: bool) -> list[str]:
     return ["widths", "num_prefix_tokens", *(["blocks"] if strict else [])]
 
 
-def _blocks_to_wrap(
+def blocks_to_wrap(
     model: nn.Module, expected: Mapping[str, Any], strict: bool, given: int | None, example_inputs: Any
 ) -> list[str] | None:
     """Names of the blocks to pass to `wrap`, or None if `find_blocks` finds the expected blocks without them."""
@@ -199,7 +248,7 @@ def _blocks_to_wrap(
 
 def check_architecture(model: nn.Module, header: Header, path: str | os.PathLike[str]) -> None:
     """Raise CheckpointError unless `model` has the architecture name in the header."""
-    name, expected = backbones.architecture(model), header.backbone["architecture"]
+    name, expected = backbones.architecture(model), one_line(header.backbone["architecture"])
     if name != expected:
         raise CheckpointError(
             f"{path} was trained on {expected}, the model is {name}; pass a {expected}, or strict=False if both compute the "
@@ -253,8 +302,73 @@ def describe_file(path: str | os.PathLike[str]) -> str:
     return "\n".join([*lines, f"load      {reader}"])
 
 
+def match_adapter(widths: Sequence[int], config: ReinConfig, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError unless `tensors` are those of an adapter for layers of these widths."""
+    sizes = (config.num_tokens * (config.rank or widths[0]), (config.query_dim or 0) ** 2, len(widths))
+    modules = len(list(groupby(widths))) if config.share else len(widths)
+    if max(sizes) > _largest(tensors) or modules > len(tensors):  # before anything is built
+        raise CheckpointError(f"{path} declares {config}, which is larger than its tensors. Restore the file from a copy.")
+    with torch.device("meta"):
+        match_tensors(build_adapter(widths, config, patch_size=1), tensors, path)
+
+
+def build_head(
+    head_class: type[Head], arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> Head:
+    """Build a head with the arguments and tensors of a file. Keeps the random state.
+
+    Sizes are compared with the tensors first and the head is built on the meta device, so a file cannot make it allocate memory.
+
+    Raises:
+        CheckpointError: invalid arguments, or the tensors are not those of such a head.
+        MissingExtraError: the head needs an extra that is not installed.
+    """
+    check_head_sizes(arguments, tensors, path)
+    try:
+        with torch.device("meta"):
+            match_tensors(head_class(**arguments), tensors, path)
+        with torch.random.fork_rng(devices=[]):  # the file overwrites the initial values
+            head = head_class(**arguments)
+    except (CheckpointError, MissingExtraError):
+        raise
+    except Exception as error:  # the libraries that heads use raise their own kinds
+        raise CheckpointError(f"{path} has invalid arguments for {head_class.__name__}: {one_line(error)}") from error
+    head.load_state_dict(dict(tensors))
+    return head
+
+
+_LOSS_SETTINGS = {"class_weights", "loss", "num_points", "weights"}  # of a head; they are no sizes of tensors
+
+
+def check_head_sizes(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError if the arguments of a head declare more layers or wider ones than the tensors can hold."""
+    for name, value in _numbers("", {key: value for key, value in arguments.items() if key not in _LOSS_SETTINGS}):
+        most = len(tensors) if name.endswith("_layers") else _largest(tensors)
+        if value > most:
+            raise CheckpointError(
+                f"{path} declares a head with {one_line(name)}={value}, more than its tensors hold. Restore the file from a copy."
+            )
+
+
+def _largest(tensors: Mapping[str, Tensor]) -> int:
+    """Number of entries of the largest tensor."""
+    return max((tensor.numel() for tensor in tensors.values()), default=0)
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    """Every number in a value of JSON, with the nearest key above it."""
+    if isinstance(value, int | float):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _numbers(key, entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _numbers(name, entry)
+
+
 def match_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Raise CheckpointError unless `tensors` have the names and shapes of the state dict of `module`."""
+    """Raise CheckpointError unless `tensors` have the names and shapes of the state dict of `module`, and floating point numbers."""
     expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     got = {key: tuple(value.shape) for key, value in tensors.items()}
     shapes = [
@@ -263,12 +377,21 @@ def match_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: str | 
     differences = list_differences(expected.keys() - got.keys(), got.keys() - expected.keys(), shapes)
     if differences:
         raise CheckpointError(f"{path} does not match: {differences}.")
+    for key, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise CheckpointError(f"{path} has {key} of dtype {tensor.dtype}; expected one of {', '.join(map(str, _DTYPES))}.")
 
 
 def list_differences(missing: Iterable[str], unexpected: Iterable[str], shapes: Iterable[str]) -> str:
     """Return the differences between two state dicts as text for an error message; empty if there is none."""
     kinds = {"missing": sorted(missing), "unexpected": sorted(unexpected), "wrong shape": sorted(shapes)}
-    return "; ".join(f"{kind}: {', '.join(entries)}" for kind, entries in kinds.items() if entries)
+    return "; ".join(f"{kind}: {list_names(entries)}" for kind, entries in kinds.items() if entries)
+
+
+def list_names(names: Sequence[str], most: int = 20) -> str:
+    """Return names for an error message: on one line, at most `most` of them and the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(one_line, names[:most])) + more
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Header) -> None:
@@ -291,33 +414,6 @@ def _gather(tensor: Tensor) -> Tensor:
     return full
 
 
-def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write `content` to a temporary file beside `path`, sync it, and rename it to `path`.
-
-    A reader sees the previous file or the new one, never a part of one.
-
-    Raises:
-        CheckpointError: the folder does not exist or cannot be written.
-    """
-    path = Path(path).resolve()  # replace the target of a symbolic link, not the link
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(21, "it is a folder")
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o666 & ~_umask())
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}.") from error
-
-
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Header]:
     """Read the tensors and the header of a file, and check its digest.
 
@@ -325,15 +421,13 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Header]:
         CheckpointError: the file is missing, truncated, altered, not written by rein, or of a newer format.
     """
     try:
-        if Path(path).is_dir():
-            raise IsADirectoryError(21, "it is a folder")
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+        tensors, metadata = read_safetensors(path)
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file: {error}.") from error
+        raise CheckpointError(
+            pytorch_files.describe(path) or f"{path} is not a complete safetensors file: {one_line(error)}."
+        ) from error
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}.") from error
+        raise CheckpointError(f"cannot read {path}: {reason_of(error)}.") from error
     version = metadata.get(VERSION_KEY)
     if version is None:
         raise CheckpointError(
@@ -342,7 +436,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Header]:
         )
     if version != str(FORMAT_VERSION):
         raise CheckpointError(
-            f"{path} has format version {version}, rein {__version__} reads version {FORMAT_VERSION}; upgrade rein-adapter."
+            f"{path} has format version {one_line(version)}, rein {__version__} reads version {FORMAT_VERSION}; "
+            f"{_how_to_upgrade(metadata)}."
         )
     digest = metadata.pop("sha256", None)
     if digest != _digest(tensors, metadata):
@@ -350,7 +445,15 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Header]:
     try:
         return tensors, Header.from_metadata(metadata)
     except (InputError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} has a header that rein {__version__} cannot read: {error}") from error
+        raise CheckpointError(f"{path} has a header that rein {__version__} cannot read: {one_line(error)}") from error
+
+
+def _how_to_upgrade(metadata: Mapping[str, str]) -> str:
+    """What to install for a file of another format version."""
+    wrote = re.fullmatch(r'"(\d+\.\d+\.\d+)"', metadata.get("rein_version", ""), re.ASCII)
+    if wrote is None or [*map(int, wrote[1].split("."))] <= [*map(int, __version__.split(".")[:3])]:
+        return "upgrade rein-adapter"
+    return f"rein {wrote[1]} wrote it, so run: pip install 'rein-adapter>={wrote[1]}'"
 
 
 def _is_list(value: Any, entry_type: type) -> bool:
@@ -365,18 +468,3 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

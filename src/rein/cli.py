@@ -17,7 +17,7 @@ from rein.extras import require
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    """Run the command line; returns the exit code: 0, 1 if something could not be predicted, 2 for bad input, 130 after Ctrl-C."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         if given and given[0] in EXPERIMENT_COMMANDS:
@@ -90,10 +90,10 @@ EXPERIMENT_COMMANDS = {
     "predict": ExperimentCommand(
         "predict the classes of every image in a folder",
         "Predict the classes of every image in a folder and in the folders below it, with the state of a run. Writes "
-        "predictions/<name>.png to the folder --out: class numbers, shown in the colours of the classes. Example: "
-        "rein predict --config RUN/config.yaml --data.predict PHOTOS.",
+        "predictions/<name>.png to the folder --out: class numbers, shown in the colours of the classes. An image that "
+        "cannot be read is named, and the exit code is then 1. Example: rein predict --config RUN/config.yaml --data.predict PHOTOS.",
         (
-            *("config", "data.predict", "out", "ckpt_path", "data.eval_edge", "data.workers"),
+            *("config", "data.predict", "out", "overwrite", "ckpt_path", "data.eval_edge", "data.workers"),
             *("model.window", "model.stride", "trainer.devices", "trainer.precision"),
         ),
     ),
@@ -111,8 +111,7 @@ def _experiment(arguments: Sequence[str]) -> int:
         commands.print_help(name, command.description, command.options)
     if "--help-all" in arguments:
         arguments = [name, "--help"]
-    commands.run(arguments)
-    return 0
+    return commands.run(arguments).exit_code
 
 
 # -- other commands
@@ -300,8 +299,9 @@ def _add_data(commands: Any) -> None:
     check = actions.add_parser(
         "check",
         help="read a data set completely: counts, bad pairs, classes, a picture",
-        description="Read every image and label of a data set. Prints counts, sizes, the first bad or missing pair and the "
-        "share of each class. The exit code is 2 if anything is wrong.",
+        description="Read every image and label of a data set. Prints counts, sizes, how labels encode classes, the share of each "
+        "class, bad pairs and labels without an image. The exit code is 2 if anything is wrong, also if a class never occurs in the "
+        "labels of your own folder, which rein fit would refuse.",
         formatter_class=_HelpWithDefaults,
     )
     check.add_argument("name", metavar="NAME", help="a name of rein data list")
@@ -311,6 +311,10 @@ def _add_data(commands: Any) -> None:
     check.add_argument("--out", type=Path, metavar="FILE.png", help="write a picture of some pairs to this file")
     check.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the data set, such as condition=night"
+    )
+    check.add_argument("--max-problems", type=_positive, default=20, metavar="N", help="list at most N problems of each kind")
+    check.add_argument(
+        "--allow-absent-classes", action="store_true", help="accept labels in which a class never occurs, as in a target domain"
     )
     check.set_defaults(run=_data_check)
 
@@ -335,11 +339,13 @@ def _data_check(options: argparse.Namespace) -> int:
         limit=options.limit,
         out=options.out,
     )
-    print(report.text())
+    print(report.text(options.max_problems))
     if options.out is not None and report.read:
         print(f"wrote {options.out}")
-    if report.problems:
-        raise InputError(f"{len(report.problems)} of {report.images} pairs are bad; the first: {report.problems[0]}")
+    if options.allow_absent_classes:
+        report.absent = ""
+    if report.verdict():
+        raise InputError(report.verdict())
     return 0
 
 
@@ -379,7 +385,8 @@ def _add_demo(commands: Any) -> None:
     real = demo.add_argument_group(
         "your own images",
         'FOLDER/index.json may hold {"classes": ["road", ...], "palette": [[128, 64, 128], ...], "ignore_label_on_disk": 11}; '
-        "label 255 is always ignored.",
+        'label 255 is always ignored. Masks of 0 and 255 need "values": [0, 255], coloured labels "colors": {"road": [128, 64, 128], '
+        "...}.",
     )
     real.add_argument("--data", type=Path, metavar="FOLDER", help="folder that holds <domain>/images/* and <domain>/labels/*.png")
     real.add_argument("--source", metavar="NAME", help="the domain to train on; all others are targets")
@@ -388,8 +395,14 @@ def _add_demo(commands: Any) -> None:
         "--ignore-label", type=_natural, action="append", metavar="N", help="a label value that is ignored, besides 255"
     )
     real.add_argument("--crop", type=_crop, metavar="PIXELS", help="side of the training crops (default: 256)")
+    real.add_argument(
+        "--allow-absent-classes", action="store_true", default=None, help="train although a class never occurs in the source"
+    )
     real.add_argument("--limit", type=_positive, metavar="N", help="evaluate at most N images of each domain")
     demo.set_defaults(run=_demo)
+
+
+_OF_DATA = ("source", "classes", "ignore_label", "crop", "allow_absent_classes", "limit")
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -399,7 +412,7 @@ def _demo(options: argparse.Namespace) -> int:
 
     data = None
     if options.data is None:
-        given = [name for name in ("source", "classes", "ignore_label", "crop", "limit") if getattr(options, name) is not None]
+        given = [name for name in _OF_DATA if getattr(options, name) is not None]
         if given:
             raise InputError(f"--{given[0].replace('_', '-')} belongs to --data FOLDER, which is missing.")
     else:
@@ -414,6 +427,7 @@ def _demo(options: argparse.Namespace) -> int:
             ignored=tuple(options.ignore_label or ()),
             crop=options.crop or 256,
             limit=options.limit,
+            allow_absent_classes=bool(options.allow_absent_classes),
         )
         if options.backbone == POCKET:
             print("pocket_vit has never seen a photograph. For meaningful figures, use --backbone NAME --pretrained.")

@@ -13,6 +13,10 @@ class InputError(ReinError, ValueError):
     """An argument, an image, a label or a data folder is invalid."""
 
 
+class DivergedError(InputError):
+    """The loss is NaN or infinite in training."""
+
+
 class UnsupportedBackboneError(ReinError, ValueError):
     """A fact about the backbone is missing; the message says which one and how to pass it."""
 
@@ -27,3 +31,10 @@ class CheckpointError(ReinError, ValueError):
 
 class MissingExtraError(ReinError, ImportError):
     """An optional dependency is not installed; the message says which extra installs it."""
+
+
+def one_line(value: object, limit: int = 300) -> str:
+    """The text of `value` for a message: on one line, without control characters, and cut after `limit` characters."""
+    words = " ".join(str(value)[: 10 * limit].split())
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in words)
+    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -1,11 +1,14 @@
 """Add an adapter to a backbone in place, remove it again, and keep the backbone frozen in between.
 
 Each block gets one forward hook; no module is subclassed, replaced or renamed. The hooks, the adapter and the saved state of the
-backbone are picklable and belong to the model, so a copy of the model is complete and independent.
+backbone are picklable and belong to the model, so a copy of the model is complete and independent. Only the backbone that contains
+the blocks is frozen, not the other parts of a model. What peft injected into the backbone stays as it was.
 """
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -16,12 +19,12 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from rein import backbones
+from rein import backbones, other_adapters
 from rein.adapter import ReinAdapter
 from rein.backbones import BlockInfo
 from rein.config import ReinConfig
 from rein.errors import InputError, WrapError
-from rein.modes import modes_restored
+from rein.modes import modes_restored, restore_modes
 from rein.refinement import PassCache
 from rein.stagewise import StagewiseAdapter, build_adapter
 
@@ -29,6 +32,7 @@ Model = TypeVar("Model", bound=nn.Module)
 Adapter = ReinAdapter | StagewiseAdapter
 
 ADAPTER, INJECTION = "rein", "rein_injection"
+_DISABLING = threading.Lock()  # of the module, because a lock on a model could not be copied
 
 
 class BlockHook:
@@ -49,6 +53,8 @@ class BlockHook:
         """Return the block's output with refined patch tokens."""
         if not self.enabled:
             return output
+        if torch.is_grad_enabled() and self.adapter.training and not torch.compiler.is_compiling():
+            warn_if_frozen_by_peft(self.adapter, block)
         tokens = backbones.get_tokens(output, self.info)
         refined = self.adapter(tokens, self.layer, self.info.num_prefix_tokens, self.pass_cache)
         return backbones.replace_tokens(output, self.info, refined)
@@ -63,11 +69,14 @@ class Injection(nn.Module):
         blocks: the adapted blocks, one per layer of the adapter.
         hooks: one forward hook per block.
         given: facts about the backbone that the user passed to `wrap`.
+        backbones: module names of the frozen backbones in the model; "" is the model itself.
+        disabled_by: number of `disabled` contexts that are open, in all threads.
     """
 
     def __init__(self, model: nn.Module, adapter: Adapter, blocks: Sequence[BlockInfo], given: dict[str, Any]) -> None:
         super().__init__()
-        self.blocks, self.given = tuple(blocks), given
+        self.blocks, self.given, self.disabled_by = tuple(blocks), given, 0
+        self.backbones = tuple(backbones.enclosing_backbones(model, [info.path for info in blocks]))
         stages = [adapter.stage_of(layer) for layer in range(len(blocks))]
         caches = [PassCache() for _ in range(max(stages) + 1)]
         self.hooks = tuple(BlockHook(adapter, layer, info, caches[stages[layer]]) for layer, info in enumerate(blocks))
@@ -75,35 +84,60 @@ class Injection(nn.Module):
         # unpickled in a new process, they prevent torch from giving their ids to new hooks.
         self._handles: tuple[RemovableHandle, ...] = ()
         self._patched_blocks: tuple[nn.Module, ...] = ()
-        self._requires_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        self._requires_grad = {name: parameter.requires_grad for name, parameter in self._parameters_to_freeze(model)}
         self._modes = tuple((module, module.training) for module in model.modules())
-        self._shapes = [{name: p.shape for name, p in module._parameters.items() if p is not None} for module, _ in self._modes]
+        added = {id(module) for module in other_adapters.added_modules(model)}
+        inside = chain.from_iterable(model.get_submodule(path).modules() for path in self.backbones)
+        self._frozen = tuple(module for module in inside if id(module) not in added)
+        self._shapes = [{name: p.shape for name, p in module._parameters.items() if p is not None} for module in self._frozen]
         self._no_weight_decay = model.__dict__.get("no_weight_decay")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "disabled_by": 0}  # as the hooks
+
+    def __prepare_scriptable__(self) -> Any:
+        """Refuse `torch.jit.script`, which calls this method on every module of a model."""
+        raise WrapError(
+            "torch.jit.script was called on a wrapped model, and TorchScript cannot compile the hooks of its blocks; expected a bare "
+            "model. Use torch.export or torch.compile, or call rein.unwrap(model) first."
+        )
+
+    def _parameters_to_freeze(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters of the backbones with their names in `model`, except those that peft has frozen or trains."""
+        for path in self.backbones:
+            backbone = model.get_submodule(path)
+            others = other_adapters.parameters(model, backbone)
+            for name, parameter in backbone.named_parameters(path, remove_duplicate=False):
+                if id(parameter) not in others:
+                    yield name, parameter
+
     def apply_to(self, model: nn.Module) -> None:
-        """Add the hooks and freeze the model; `undo` reverts both."""
+        """Add the hooks and the adapter, and freeze the backbones; `undo` reverts it."""
         for info, hook in zip(self.blocks, self.hooks, strict=True):
             block = model.get_submodule(info.path)
             self._handles += (block.register_forward_hook(hook, prepend=True),)
             if "forward" not in block.__dict__:
                 # torch.compile reuses a graph that it compiled for another model of this class (a bare one, for example) and its
                 # guards ignore hooks. They do check for a `forward` on the instance, so set one to force a new graph.
-                block.__dict__["forward"] = MethodType(type(block).forward, block)
                 self._patched_blocks += (block,)
-        model.requires_grad_(False)
+                block.__dict__["forward"] = MethodType(type(block).forward, block)
+        for _, parameter in self._parameters_to_freeze(model):
+            parameter.requires_grad_(False)
         self.freeze_modes()
         model.__dict__["no_weight_decay"] = NoWeightDecay(model)
+        setattr(model, ADAPTER, self.hooks[0].adapter)
+        setattr(model, INJECTION, self)
 
     def freeze_modes(self) -> None:
-        """Set every module that existed at `wrap` and has no trainable parameter to eval mode."""
+        """Set every module of the backbones that existed at `wrap` and has no trainable parameter to eval mode."""
         self._freeze_resized()
-        for module, _ in self._modes:
+        for module in self._frozen:
             if not any(parameter.requires_grad for parameter in module.parameters()):
                 module.training = False
 
     def _freeze_resized(self) -> None:
         """Freeze parameters that replaced a frozen one of another shape, as `set_input_size` does with position embeddings."""
-        for (module, _), shapes in zip(self._modes, self._shapes, strict=True):
+        for module, shapes in zip(self._frozen, self._shapes, strict=True):
             for name, parameter in module._parameters.items():
                 if parameter is not None and name in shapes and parameter.shape != shapes[name]:
                     parameter.requires_grad_(False)
@@ -119,22 +153,46 @@ class Injection(nn.Module):
         """Return `x`, for models that run all their children in sequence."""
         return x
 
+    def disable(self, by: int) -> None:
+        """Open (`by=1`) or close (`by=-1`) a `disabled` context: the hooks refine while none is open."""
+        with _DISABLING:  # contexts of several threads may overlap
+            self.disabled_by += by
+            for hook in self.hooks:
+                hook.enabled = not self.disabled_by
+
     def undo(self, model: nn.Module) -> None:
-        """Remove the hooks and restore every `requires_grad` and mode."""
+        """Remove what `apply_to` added, and restore every `requires_grad` and mode, except for parameters that peft has frozen since.
+
+        After an interrupt, a second call completes it.
+        """
         for handle in self._handles:
             handle.remove()
         for block in self._patched_blocks:
             if block.__dict__.get("forward") == MethodType(type(block).forward, block):  # otherwise it was replaced after `wrap`
                 del block.__dict__["forward"]
-        for name, parameter in model.named_parameters():  # by name, because conversions may replace parameter objects
+        restore_modes(self._modes)
+        for name, parameter in self._parameters_to_freeze(model):  # by name, because conversions may replace parameter objects
             if name in self._requires_grad:
                 parameter.requires_grad_(self._requires_grad[name])
-        for module, training in self._modes:
-            module.training = training
         if isinstance(model.__dict__.get("no_weight_decay"), NoWeightDecay):
-            del model.__dict__["no_weight_decay"]
-            if self._no_weight_decay is not None:
+            if self._no_weight_decay is None:
+                del model.__dict__["no_weight_decay"]
+            else:
                 model.__dict__["no_weight_decay"] = self._no_weight_decay
+        for name in (ADAPTER, INJECTION):
+            model._modules.pop(name, None)
+
+
+def warn_if_frozen_by_peft(adapter: Adapter, model: nn.Module) -> None:
+    """Warn if parameters of the adapter are frozen while those of peft inside `model` train: peft freezes all other parameters."""
+    if next(adapter.parameters()).requires_grad:  # the tokens; peft may leave biases trainable
+        return
+    if any(parameter.requires_grad for module in other_adapters.added_modules(model) for parameter in module.parameters()):
+        warnings.warn(
+            "parameters of the adapter of rein.wrap are frozen, but those of peft in the same model train; peft freezes every other "
+            "parameter when it is injected. To train both, call model.rein.requires_grad_(True) before you build the optimizer.",
+            stacklevel=2,
+        )
 
 
 class NoWeightDecay:
@@ -159,11 +217,17 @@ def wrap(
     num_prefix_tokens: int | None = None,
     example_inputs: Any = None,
 ) -> Model:
-    """Freeze `model` and add an adapter that refines the output of each block, in place.
+    """Freeze the backbone in `model` and add an adapter that refines the output of each block, in place.
 
-    Afterwards only the adapter `model.rein` trains. The frozen part stays deterministic in training mode: no dropout, no drop path,
-    and normalisation statistics do not change. Layers that you attach or unfreeze later train as usual, but dropout and drop path
-    that existed before stay off. If `wrap` raises an error, the model is unchanged.
+    The backbone is `model`, or the timm model inside it. Afterwards the backbone is frozen and the adapter `model.rein` trains. Other
+    parts of `model` (a decoder, a detector's head) stay as they were; `rein.summary` says what trains and what is frozen. The frozen
+    part stays deterministic in training mode: no dropout, no drop path, and normalisation statistics do not change. Layers that you
+    attach or unfreeze later train as usual, but dropout and drop path that existed before stay off. If `wrap` raises an error, the
+    model is unchanged.
+
+    Adapters that peft injected into the backbone before `wrap` stay as they were and train beside the adapter. If peft is injected
+    after `wrap`, it freezes the adapter: call `model.rein.requires_grad_(True)` to train both. A warning says so if you forget it.
+    Save the adapter with `rein.save`, not with peft's `modules_to_save`, which trains a copy that the blocks do not use.
 
     The adapter is initialised from torch's global random state, on the device of the blocks, in float32 (float64 in a float64 model).
     A block that runs several times in one forward pass is one layer. Call `wrap` before `torch.compile`. Use non-reentrant gradient
@@ -173,7 +237,9 @@ def wrap(
         model: a timm model of a known family, or a model that contains one; with `blocks`, any model whose blocks return tokens
             (B, N, C) or feature maps.
         config: configuration of the adapter; the default is the authors' (`ReinConfig()`).
-        blocks: the blocks or their module names, in the order in which they run, for models that rein does not know.
+        blocks: the blocks or their module names, in the order in which they run, for models that rein does not know. They
+            determine what is frozen: the timm model that contains them, or else the base model of a Hugging Face model with a head,
+            or else all of `model`.
         num_prefix_tokens: number of leading rows (class token, registers) that are not patches and pass through unchanged, for models
             where it cannot be measured.
         example_inputs: inputs of the model, if it does not take an image (B, C, H, W): a tensor, a tuple of positional or a
@@ -208,15 +274,10 @@ def wrap(
     adapter.train(model.training)
     try:
         injection.apply_to(model)
-        setattr(model, ADAPTER, adapter)
-        setattr(model, INJECTION, injection)
+        return model
     except BaseException:  # Ctrl-C included
         injection.undo(model)
-        for name in (ADAPTER, INJECTION):
-            if hasattr(model, name):
-                delattr(model, name)
         raise
-    return model
 
 
 def unwrap(model: Model) -> Model:
@@ -231,34 +292,38 @@ def unwrap(model: Model) -> Model:
         WrapError: the model is not wrapped, or this is called inside `disabled`.
     """
     injection = get_injection(model)
-    if not all(hook.enabled for hook in injection.hooks):
+    if injection.disabled_by:
         raise WrapError("rein.unwrap was called inside rein.disabled; leave that context first.")
-    injection.undo(model)
-    delattr(model, ADAPTER)
-    delattr(model, INJECTION)
+    # a PeftModel or a compiled model forwards the attributes of the wrapped model inside it
+    owner = next(module for module in model.modules() if module._modules.get(INJECTION) is injection)
+    try:
+        injection.undo(owner)
+    except BaseException:  # Ctrl-C in the middle
+        injection.undo(owner)
+        raise
     return model
 
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Context in which the model returns exactly the bare backbone's outputs, in every thread. It may be nested.
+    """Context in which the model returns exactly the bare backbone's outputs. It may be nested.
+
+    It is a state of the model and not of a thread: every block that runs while such a context is open in any thread returns the bare
+    output. A pass of another thread that is under way when the context opens or closes refines some of its blocks only.
 
     On exit, every `requires_grad` and mode is restored to its value on entry.
 
     Raises:
         WrapError: the model is not wrapped.
     """
-    hooks = get_injection(model).hooks
-    found = [hook.enabled for hook in hooks]
+    injection = get_injection(model)
     requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with modes_restored(model):
-        for hook in hooks:
-            hook.enabled = False
+        injection.disable(1)
         try:
             yield
         finally:
-            for hook, enabled in zip(hooks, found, strict=True):
-                hook.enabled = enabled
+            injection.disable(-1)
             for parameter, required in requires_grad:
                 if parameter.requires_grad != required:
                     parameter.requires_grad_(required)
@@ -272,9 +337,16 @@ def get_injection(model: nn.Module) -> Injection:
     """
     injection = getattr(model, INJECTION, None)
     if not isinstance(injection, Injection):
-        if is_wrapped(getattr(model, "backbone", model)):
-            raise WrapError(f"this {type(model).__name__} is not wrapped, but its backbone is; pass its .backbone.")
+        for name, module in model.named_modules():
+            if INJECTION in module._modules:
+                raise WrapError(f"this {type(model).__name__} is not wrapped, but its {name} is; pass its .{name}.")
         raise WrapError(f"this {type(model).__name__} is not wrapped; call rein.wrap(model) first.")
+    adapter = getattr(model, ADAPTER, None)
+    if adapter is not injection.hooks[0].adapter:
+        raise WrapError(
+            f"model.{ADAPTER} was replaced by a {type(adapter).__name__}; expected the adapter of rein.wrap, which the blocks use. "
+            f"To change the adapter's values, use rein.load; call peft without modules_to_save=[{ADAPTER!r}]."
+        )
     return injection
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
@@ -15,8 +15,16 @@ def modes_restored(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for child, training in found:
-            child.training = training
+        restore_modes(found)
+
+
+def restore_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    """Restore `training` flags. A module whose class overrides `train` changes through it, because it may also clear a cache."""
+    for module, training in modes:
+        if module.training != training and type(module).train is not nn.Module.train:
+            module.train(training)
+    for module, training in modes:
+        module.training = training
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 `ReinAdapter.reference_forward` has the equations. This module folds the parameters of a layer into matrices that do not depend on
 the features (`fold_layer`), keeps them for one inference pass (`PassCache`), and applies them to the features (`apply_folded`),
-with a backward pass that stores no (N, C) tensor but the features (`FoldedRefinement`). `refine` chooses the form.
+with a backward pass that stores no (N, C) tensor but the features (`FoldedRefinement`). `refine` chooses the form. Outside compilers
+the result is a tensor of its own, which hooks and later layers may change in place.
 
 Folding. Let e (m, 1) be 0 for the first token, the null slot, and 1 for all others, and let * multiply row by row. Then
 S[:, 1:] V = S (e * (T W_t^T + b_t)). The rows of S sum to 1, so S e = 1 - S_1 and S 1 = 1. With T = A B this gives
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 if TYPE_CHECKING:
     from rein.adapter import ReinAdapter
@@ -53,12 +55,13 @@ class FoldedLayer(NamedTuple):
 def refine(adapter: ReinAdapter, x: Tensor, layer: int, num_prefix_tokens: int, pass_cache: PassCache | None) -> Tensor:
     """Refine tokens x (..., N, C) of one layer; arguments as in `ReinAdapter.forward`. All forms give the same function:
 
-    * function transforms (`torch.func`): the equations, `ReinAdapter.reference_forward`, which are plain operations;
-    * no gradients, and a cache: the matrices of the cache, with the result written in place;
-    * `torch.compile` and `torch.export`: folding and `apply_folded` as plain operations;
+    * function transforms (`torch.func`) and forward-mode differentiation (`torch.autograd.forward_ad`): the equations,
+      `ReinAdapter.reference_forward`, which are plain operations;
+    * no gradients: `write_folded`, with the matrices of the cache if there is one;
+    * `torch.compile`, `torch.export` and `torch.jit.trace`: folding and `apply_folded` as plain operations;
     * gradients: folding as plain operations, then `FoldedRefinement`.
     """
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return _refine_by_reference(adapter, x, layer, num_prefix_tokens)
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
@@ -80,18 +83,18 @@ def _refine_by_reference(adapter: ReinAdapter, x: Tensor, layer: int, num_prefix
 def _refine_folded(
     adapter: ReinAdapter, x: Tensor, layer: int, dtype: torch.dtype, num_prefix_tokens: int, pass_cache: PassCache | None
 ) -> Tensor:
-    compiled = torch.compiler.is_compiling()
-    exported = compiled and not torch.compiler.is_dynamo_compiling()
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    exported = traced and not torch.compiler.is_dynamo_compiling()
     if pass_cache is not None and not (torch.is_grad_enabled() or exported):  # a cache must not keep the tensors of an export
         folded = pass_cache.get(adapter, layer, dtype, x.device)
-        return apply_folded(x, dtype, num_prefix_tokens, folded, in_place=not compiled)
+        return (apply_folded if traced else write_folded)(x, dtype, num_prefix_tokens, folded)
     scale, weight, factors = fold_layer(adapter, layer)
     factors = [factor.to(dtype) for factor in factors]
-    if compiled:
+    if traced:
         return apply_folded(x, dtype, num_prefix_tokens, FoldedLayer(scale, weight, factors))
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, weight, *factors)):
         return cast(Tensor, FoldedRefinement.apply(x, dtype, num_prefix_tokens, scale, weight, *factors))
-    return apply_folded(x, dtype, num_prefix_tokens, FoldedLayer(scale, weight, factors), in_place=True)
+    return write_folded(x, dtype, num_prefix_tokens, FoldedLayer(scale, weight, factors))
 
 
 class PassCache:
@@ -135,7 +138,7 @@ def fold_layers(adapter: ReinAdapter, dtype: torch.dtype) -> list[FoldedLayer]:
 
 
 def fold_layer(adapter: ReinAdapter, layer: int) -> FoldedLayer:
-    """The folded matrices of one layer, in the dtype of the parameters."""
+    """The folded matrices of one layer, in the dtype of the parameters. No `.mT`: the legacy ONNX exporter does not know it."""
     return _fold_softmax(adapter, layer) if adapter.config.use_softmax else _fold_raw(adapter, layer)
 
 
@@ -145,17 +148,17 @@ def _fold_softmax(adapter: ReinAdapter, layer: int | slice) -> FoldedLayer:
     weight, scale = delta_mlp.weight, adapter.scale
     tokens = [parameter[layer] for parameter in adapter.token_parameters()]
     e = _null_mask(tokens[0])
-    keys = tokens[-1].mT * (1 / math.sqrt(adapter.dim))
+    keys = tokens[-1].transpose(-2, -1) * (1 / math.sqrt(adapter.dim))
     if len(tokens) == 1:
-        values = (e * (tokens[0] @ token_mlp.weight.mT + token_mlp.bias)) @ weight.mT + delta_mlp.bias
+        values = (e * (tokens[0] @ token_mlp.weight.T + token_mlp.bias)) @ weight.T + delta_mlp.bias
         factors = [keys]
     else:
         a, b = tokens
         mix = torch.cat((e * a, e, torch.ones_like(e)), -1)
         row = (*b.shape[:-2], 1, adapter.dim)
-        values = torch.cat((b @ token_mlp.weight.mT, token_mlp.bias.expand(row)), -2) @ weight.mT
+        values = torch.cat((b @ token_mlp.weight.T, token_mlp.bias.expand(row)), -2) @ weight.T
         values = torch.cat((values, delta_mlp.bias.expand(row)), -2)
-        factors = [keys, a.mT, mix]
+        factors = [keys, a.transpose(-2, -1), mix]
     return FoldedLayer(scale, weight, [*factors, values if scale is None else scale * values])
 
 
@@ -167,12 +170,12 @@ def _fold_raw(adapter: ReinAdapter, layer: int) -> FoldedLayer:
     e = _null_mask(tokens[0])
     if len(tokens) == 1:
         keys = tokens[0]
-        values = e * (keys @ token_mlp.weight.mT + token_mlp.bias)
+        values = e * (keys @ token_mlp.weight.T + token_mlp.bias)
     else:  # A^T values instead of values, because values^T T = (A^T values)^T B
         a, keys = tokens
-        values = (a.mT @ torch.cat((e * a, e), 1)) @ torch.cat((keys @ token_mlp.weight.mT, token_mlp.bias[None]))
+        values = (a.T @ torch.cat((e * a, e), 1)) @ torch.cat((keys @ token_mlp.weight.T, token_mlp.bias[None]))
     bias = delta_mlp.bias if scale is None else scale * delta_mlp.bias
-    return FoldedLayer(scale, weight + (weight @ values.mT) @ keys, [bias])
+    return FoldedLayer(scale, weight + (weight @ values.T) @ keys, [bias])
 
 
 def _null_mask(tokens: Tensor) -> Tensor:
@@ -187,16 +190,19 @@ def _scaled(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     return (weight if scale is None else scale * weight).to(dtype)
 
 
-def apply_folded(x: Tensor, dtype: torch.dtype, num_prefix_tokens: int, folded: FoldedLayer, in_place: bool = False) -> Tensor:
-    """Refine tokens x (..., N, C) with the folded matrices of a layer.
+def apply_folded(x: Tensor, dtype: torch.dtype, num_prefix_tokens: int, folded: FoldedLayer) -> Tensor:
+    """Refine tokens x (..., N, C) with the folded matrices of a layer, in operations that autograd and compilers can record.
 
     Args:
         x: tokens. The first `num_prefix_tokens` rows pass through unchanged.
         dtype: dtype of the products, and of `folded.factors`.
         num_prefix_tokens: number of leading rows that are not patches.
         folded: the folded matrices of the layer.
-        in_place: write into new tensors instead of copying them. Autograd must not record this.
     """
+    if num_prefix_tokens and (torch.is_grad_enabled() or torch.jit.is_tracing()):  # type: ignore[attr-defined]
+        # a NaN in a prefix row must not reach the gradients, and 0 * NaN is NaN; torch.jit.trace compares graphs of both grad modes
+        refined = apply_folded(x[..., num_prefix_tokens:, :], dtype, 0, folded)
+        return torch.cat((x[..., :num_prefix_tokens, :], refined), -2)
     *inner, values = folded.factors
     weight = _scaled(folded.weight, folded.scale, dtype)
     flat = x.reshape(-1, x.shape[-1])
@@ -207,14 +213,32 @@ def apply_folded(x: Tensor, dtype: torch.dtype, num_prefix_tokens: int, folded: 
         out = torch.addmm(flat, coefficients, values) if same else coefficients @ values
     else:  # raw similarity: the only factor is the bias
         out = flat + values if same else values.expand_as(flat)
-    out = out.addmm_(features, weight.mT) if in_place and same else torch.addmm(out, features, weight.mT)
+    out = torch.addmm(out, features, weight.T)
     out = (out if same else flat + out).to(x.dtype).reshape(x.shape)
-    if not num_prefix_tokens:
-        return out
-    if in_place:
-        out[..., :num_prefix_tokens, :] = x[..., :num_prefix_tokens, :]
-        return out
-    return torch.cat((x[..., :num_prefix_tokens, :], out[..., num_prefix_tokens:, :]), -2)
+    return torch.cat((x[..., :num_prefix_tokens, :], out[..., num_prefix_tokens:, :]), -2) if num_prefix_tokens else out
+
+
+def write_folded(x: Tensor, dtype: torch.dtype, num_prefix_tokens: int, folded: FoldedLayer) -> Tensor:
+    """As `apply_folded`, but the products are written into the result, without copies. Autograd must not record this.
+
+    The result is a new tensor and not a view: autograd forbids changes in place of a view that was created while it did not record.
+    """
+    *inner, values = folded.factors
+    weight = _scaled(folded.weight, folded.scale, dtype)
+    flat = x.reshape(-1, x.shape[-1])
+    features = flat.to(dtype)
+    result = x.new_empty(x.shape)
+    out = result.view(flat.shape)
+    coefficients = _coefficients(features, inner)[-1] if inner else None  # None with the raw similarity
+    if dtype == x.dtype:
+        torch.add(flat, values, out=out) if coefficients is None else torch.addmm(flat, coefficients, values, out=out)
+        out.addmm_(features, weight.mT)
+    else:  # addmm would round the residual to the autocast dtype
+        delta = values if coefficients is None else coefficients @ values
+        torch.add(flat, torch.addmm(delta, features, weight.mT), out=out)
+    if num_prefix_tokens:
+        result[..., :num_prefix_tokens, :] = x[..., :num_prefix_tokens, :]
+    return result
 
 
 def _coefficients(features: Tensor, inner: Sequence[Tensor]) -> list[Tensor]:
@@ -227,7 +251,7 @@ def _coefficients(features: Tensor, inner: Sequence[Tensor]) -> list[Tensor]:
 
 
 class FoldedRefinement(torch.autograd.Function):
-    """`apply_folded` with its own backward pass.
+    """`write_folded` with its own backward pass.
 
     It stores the tokens and the folded matrices. The backward pass recomputes the coefficients, which have few columns.
     """
@@ -236,10 +260,10 @@ class FoldedRefinement(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, dtype: torch.dtype, num_prefix_tokens: int, scale: Tensor | None, weight: Tensor, *factors: Tensor
     ) -> Tensor:
-        """As `apply_folded`."""
+        """As `write_folded`."""
         ctx.save_for_backward(x, scale, weight, *factors)
         ctx.dtype, ctx.num_prefix_tokens = dtype, num_prefix_tokens
-        return apply_folded(x, dtype, num_prefix_tokens, FoldedLayer(scale, weight, factors), in_place=True)
+        return write_folded(x, dtype, num_prefix_tokens, FoldedLayer(scale, weight, factors))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -265,17 +289,19 @@ def _gradients(
 ) -> list[Tensor | None]:
     """The gradients of `apply_folded` with respect to x, s, the weight and the factors.
 
-    Let G be the gradient of f' with the prefix rows set to zero. Then s W_f has the gradient G^T f, values (S mix)^T G, and
-    f has G + G (s W_f) + dL B / sqrt(C), where dL is the gradient of the similarity before the softmax.
+    Let G be the gradient of f', and f the features, both with the prefix rows set to zero. Then s W_f has the gradient G^T f,
+    values (S mix)^T G, and f has G + G (s W_f) + dL B / sqrt(C), where dL is the gradient of the similarity before the softmax.
     """
     scale, weight, (*inner, values) = folded
     grad_x, grad_scale, grad_weight = None, None, None
     same = dtype == x.dtype
     features, grad_out = (tensor.reshape(-1, x.shape[-1]) for tensor in (x, gradient))
-    features = features.to(dtype)
-    g = grad_out.clone() if same and num_prefix_tokens else grad_out.to(dtype)
+    features, g = features.to(dtype), grad_out.to(dtype)
     if num_prefix_tokens:
-        g.view(x.shape)[..., :num_prefix_tokens, :] = 0
+        if same:
+            features, g = (tensor.clone(memory_format=torch.contiguous_format) for tensor in (features, g))
+        for tensor in (features, g):  # both, because a prefix row may hold NaN, and 0 * NaN is NaN
+            tensor.view(x.shape)[..., :num_prefix_tokens, :] = 0
     if needed[1] or needed[2]:
         product = (g.mT @ features).to(weight.dtype)
         if scale is None:

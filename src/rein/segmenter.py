@@ -1,9 +1,10 @@
-"""`Segmenter`: a bare or wrapped backbone with a decode head; it maps images of any size to logits of the same size."""
+"""`Segmenter`: a bare or wrapped backbone with a decode head; it maps images of any size to logits of the same size, or to a loss."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -12,20 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rein import backbones, checkpoint, heads
-from rein.errors import CheckpointError, InputError
+from rein.errors import CheckpointError, InputError, UnsupportedBackboneError, one_line
 from rein.heads import Head
 from rein.heads.base import IGNORE_LABEL
-from rein.injection import ADAPTER, is_wrapped
+from rein.injection import ADAPTER, get_injection, is_wrapped
 from rein.modes import eval_mode
 
 Size = tuple[int, int]
 
 
 class Segmenter(nn.Module):
-    """Images (B, 3, H, W) -> logits (B, K, H, W).
+    """Images (B, 3, H, W) -> logits (B, K, H, W); images and labels (B, H, W) -> loss, a scalar.
+
+    Train with `segmenter(images, labels)`. The call goes through DistributedDataParallel, FSDP2, `torch.compile` and accelerate.
 
     Args:
-        backbone: a timm model, wrapped or bare; not copied.
+        backbone: a timm model, wrapped or bare, or any other model that was wrapped and is called with images; not copied. If the
+            model does not return feature maps, they are the outputs of its wrapped blocks, whose patch tokens must be in the order
+            of rows and columns; if the widths of the blocks differ, of the last block of each width.
         head: a head of `rein.heads` for `len(head.in_channels)` maps. A head that uses queries learns queries if the backbone has
             none, so baselines without an adapter can use the same head.
         indices: indices (from 0) of the blocks whose outputs are the feature maps. By default, four maps come from the paper's
@@ -33,12 +38,13 @@ class Segmenter(nn.Module):
 
     Raises:
         InputError: the indices, or the widths of the maps or queries, do not fit the head.
-        UnsupportedBackboneError: the blocks of the backbone are unknown.
+        UnsupportedBackboneError: the blocks of the backbone are unknown, it cannot be called with images, or its tokens are no grid.
     """
 
     def __init__(self, backbone: nn.Module, head: Head, indices: Sequence[int] | None = None) -> None:
         super().__init__()
-        channels = backbones.map_channels(backbone)
+        self._maps = backbones.find_maps(backbone, partial(_find_blocks, backbone))
+        channels = self._maps.channels
         self.indices = check_indices(len(channels), len(head.in_channels), indices)
         if list(head.in_channels) != (got := [channels[index] for index in self.indices]):
             raise InputError(
@@ -61,37 +67,39 @@ class Segmenter(nn.Module):
             self.backbone.eval()
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute logits at the size of the images.
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Compute logits at the size of the images or, with labels, the loss of the head.
 
         Images are padded on the right and at the bottom to a size that the backbone accepts. If the backbone has a fixed size and the
         images are larger, the logits come from sliding windows of that size that overlap by a third.
 
         Args:
             images: (B, 3, H, W), with the backbone's normalisation; cast to the backbone's dtype.
+            labels: (B, H, W), integers below K; 255 marks ignored pixels. The images must then be no larger than the backbone's fixed
+                size, if it has one.
 
         Returns:
-            (B, K, H, W), float32, or float64 if the head runs in float64.
+            Without labels (B, K, H, W), float32, or float64 if the head runs in float64; with labels a scalar. With gradients
+            enabled, it depends on every trainable parameter of the adapter: those that the head does not use, such as the queries of
+            a linear head, get gradients of zero, because DistributedDataParallel expects a gradient for every parameter.
 
         Raises:
-            InputError: `images` is not (B, C, H, W) with the backbone's channels, not floating point, or empty.
+            InputError: `images` is not (B, C, H, W) with the backbone's channels, not floating point, or empty; `labels` differs from
+                `images` in size, is not of an integer type or is out of range; or images with labels are larger than the fixed size.
         """
+        if labels is not None:
+            return self._with_zero_gradients(self._loss(images, labels))
         fixed = self._check(images).covered
         if fixed is not None and _exceeds(images, fixed):
             return self._slide(images, fixed, _two_thirds(fixed))
-        return self._predict_whole(images)
+        return self._with_zero_gradients(self._predict_whole(images))
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss of the head, a scalar.
+        """The same as `self(images, labels)`. A wrapper such as DistributedDataParallel does not see this call: call the wrapper."""
+        loss: Tensor = self(images, labels)
+        return loss
 
-        Args:
-            images: as in `forward`, but no larger than the backbone's fixed size, if it has one.
-            labels: (B, H, W), integers below K; 255 marks ignored pixels.
-
-        Raises:
-            InputError: `labels` differs from `images` in size, is not of an integer type or is out of range; or `images` is larger
-                than the fixed size.
-        """
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         fixed = self._check(images).covered
         _check_labels(images, labels, self.head.num_classes)
         if fixed is not None and _exceeds(images, fixed):
@@ -101,11 +109,22 @@ class Segmenter(nn.Module):
             )
         maps, queries, (height, width) = self._features(images)
         labels = F.pad(labels.long(), (0, width - labels.shape[-1], 0, height - labels.shape[-2]), value=IGNORE_LABEL)
-        loss = self.head.loss(maps, labels, queries)
-        if queries is None and _has_queries(self.backbone):
-            # DDP requires a gradient for every parameter: give the unused queries' parameters a gradient of zero
-            loss = loss + 0 * getattr(self.backbone, ADAPTER).queries().sum()
+        loss: Tensor = self.head.loss(maps, labels, queries)
         return loss
+
+    def _with_zero_gradients(self, output: Tensor) -> Tensor:
+        """Make `output` depend on every trainable parameter of the adapter, with gradients of zero; its values stay."""
+        exported = torch.jit.is_tracing() or (  # type: ignore[attr-defined]
+            torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+        )
+        if exported or not torch.is_grad_enabled() or not is_wrapped(self.backbone):
+            return output
+        # FSDP2 needs no gradient for the parameters that it shards, which have another type
+        parameters = [p for p in getattr(self.backbone, ADAPTER).parameters() if p.requires_grad and type(p) is nn.Parameter]
+        if not parameters:
+            return output
+        empty = torch.cat([parameter.flatten()[:0] for parameter in parameters])  # the sum of no numbers is 0, also beside a NaN
+        return output + empty.sum().to(output.device, output.dtype)
 
     @torch.no_grad()
     def predict(
@@ -249,35 +268,53 @@ class Segmenter(nn.Module):
         tensors, header = checkpoint.read(path)
         if header.kind != "segmenter" or header.head is None:
             raise CheckpointError(f"{path} is an adapter file, expected a segmenter file; load it with rein.load.")
-        head = _build_head(header.head, path)
+        head_class, arguments = _find_head(header.head, path), header.head["arguments"]
+        name = backbones.architecture(backbone)
         try:
-            indices = check_indices(len(backbones.map_channels(backbone)), len(head.in_channels), header.head["indices"])
-        except InputError as error:
-            raise CheckpointError(f"{path} does not fit this {backbones.architecture(backbone)}: {error}") from error
+            channels = backbones.find_maps(backbone, partial(_find_blocks, backbone, header, strict)).channels
+            indices = check_indices(len(channels), len(header.head["indices"]), header.head["indices"])
+        except (InputError, UnsupportedBackboneError) as error:
+            raise CheckpointError(f"{path} does not fit this {name}: {one_line(error)}") from error
         parts: dict[str, dict[str, Tensor]] = {"head": {}, ADAPTER: {}}
         for key, value in tensors.items():
-            prefix, _, name = key.partition(".")
+            prefix, _, rest = key.partition(".")
             if prefix not in parts:
-                raise CheckpointError(f"{path} has a tensor {key!r}; expected names that begin with 'head.' or '{ADAPTER}.'.")
-            parts[prefix][name] = value
-        if head.uses_queries and (header.config is None or header.config.query_dim is None):
-            raise CheckpointError(f"{path} has a head that requires an adapter's queries, but no adapter with queries.")
-        checkpoint.match_tensors(head, parts["head"], path)
-        head.load_state_dict(parts["head"])
-        reference = next(backbone.parameters())
-        head.to(reference.device, torch.float64 if reference.dtype == torch.float64 else torch.float32)
+                raise CheckpointError(
+                    f"{path} has a tensor {one_line(repr(key))}; expected names that begin with 'head.' or '{ADAPTER}.'."
+                )
+            parts[prefix][rest] = value
+        load_adapter = None
         if header.config is not None:
-            checkpoint.load_adapter(backbone, parts[ADAPTER], header, path, strict=strict)
+            load_adapter = checkpoint.check_adapter(backbone, parts[ADAPTER], header, path, strict=strict)
+        elif parts[ADAPTER]:
+            raise CheckpointError(f"{path} has tensors of an adapter, but no configuration of one. Restore it from a copy.")
         elif is_wrapped(backbone):
             raise CheckpointError(
                 f"{path} has a head for a bare backbone, but this backbone is wrapped; call rein.unwrap(backbone) first."
             )
         elif strict:
             checkpoint.check_architecture(backbone, header, path)
+        expected, got = arguments.get("in_channels"), [channels[index] for index in indices]
+        if expected != got and [expected] != got:
+            raise CheckpointError(
+                f"{path} does not fit this {name}: its head expects maps of {one_line(expected)} channels, the model's maps have "
+                f"{got}."
+            )
+        head = checkpoint.build_head(head_class, arguments, parts["head"], path)
+        query_dim = None if header.config is None else header.config.query_dim
+        if head.uses_queries and (query_dim is None or head.query_dim not in (None, query_dim)):
+            adapter = "no adapter with queries" if query_dim is None else f"an adapter with query_dim={query_dim}"
+            raise CheckpointError(
+                f"{path} has a head that requires queries of an adapter of width {head.query_dim}, but {adapter}."
+            )
+        reference = next(backbone.parameters())
+        head.to(reference.device, torch.float64 if reference.dtype == torch.float64 else torch.float32)
+        if load_adapter is not None:
+            load_adapter()
         return cls(backbone, head, indices)
 
     def _check(self, images: Tensor) -> backbones.InputSpec:
-        spec = backbones.input_spec(self.backbone)
+        spec = self._maps.input_spec(self.backbone)
         if not isinstance(images, Tensor):
             raise InputError(f"images must be a tensor (B, {spec.channels}, H, W), got {type(images).__name__}.")
         if images.ndim != 4 or images.shape[1] != spec.channels or 0 in images.shape or not images.is_floating_point():
@@ -288,11 +325,11 @@ class Segmenter(nn.Module):
 
     def _features(self, images: Tensor) -> tuple[list[Tensor], Tensor | None, Size]:
         """Maps and queries in the head's dtype, and the size (height, width) of the image that the maps cover, with padding."""
-        spec = backbones.input_spec(self.backbone)
+        spec = self._maps.input_spec(self.backbone)
         height, width = images.shape[-2:]
         padded = spec.fixed_size or (_round_up(height, spec.multiple[0]), _round_up(width, spec.multiple[1]))
         images = F.pad(images, (0, padded[1] - width, 0, padded[0] - height)).to(_dtype(self.backbone))
-        maps = [m.to(_dtype(self.head)) for m in backbones.feature_maps(self.backbone, images, self.indices)]
+        maps = [m.to(_dtype(self.head)) for m in self._maps(self.backbone, images, self.indices)]
         queries = getattr(self.backbone, ADAPTER).queries().to(_dtype(self.head)) if self.head.uses_queries else None
         return maps, queries, spec.covered or padded
 
@@ -346,6 +383,25 @@ def check_indices(depth: int, num_maps: int, indices: Sequence[int] | None) -> t
     return tuple(indices)
 
 
+def _find_blocks(
+    backbone: nn.Module, header: checkpoint.Header | None = None, strict: bool = True
+) -> Sequence[backbones.BlockInfo]:
+    """The blocks of a wrapped backbone, of the bare one of an adapter in a file, or of a model that contains a timm model."""
+    if is_wrapped(backbone):
+        return get_injection(backbone).blocks
+    if header is not None and header.config is not None:
+        given = header.backbone["given"].get("num_prefix_tokens")
+        names = checkpoint.blocks_to_wrap(backbone, header.backbone, strict, given, None)
+        return backbones.find_blocks(backbone, names, given)
+    try:
+        return backbones.find_blocks(backbone)
+    except UnsupportedBackboneError as error:
+        raise UnsupportedBackboneError(
+            f"the feature maps of a {type(backbone).__name__} are the outputs of the blocks that an adapter refines, but this one is "
+            "bare and rein does not know its blocks. Call rein.wrap(model, blocks=[...]) first."
+        ) from error
+
+
 def _has_queries(backbone: nn.Module) -> bool:
     return is_wrapped(backbone) and getattr(backbone, ADAPTER).config.query_dim is not None
 
@@ -373,7 +429,7 @@ def _two_thirds(size: Size) -> Size:
 
 
 def _round_up(length: int, multiple: int) -> int:
-    return -(-length // multiple) * multiple
+    return (length + multiple - 1) // multiple * multiple  # not -(-length // multiple): ONNX divides negative integers towards 0
 
 
 def _pair(value: int | Size) -> Size:
@@ -397,11 +453,8 @@ def _check_labels(images: Tensor, labels: Tensor, num_classes: int) -> None:
             raise InputError(f"labels must be 0 to {num_classes - 1}, or {IGNORE_LABEL} for ignored pixels, got {got}.")
 
 
-def _build_head(description: dict[str, Any], path: str | os.PathLike[str]) -> Head:
-    head_class = getattr(heads, str(description.get("name")), None)
-    if not (isinstance(head_class, type) and issubclass(head_class, Head)):
-        raise CheckpointError(f"{path} has a head {description.get('name')!r}, which is not a class of rein.heads.")
-    try:
-        return head_class(**description["arguments"])
-    except (KeyError, TypeError, InputError) as error:
-        raise CheckpointError(f"{path} has invalid arguments for {head_class.__name__}: {error}") from error
+def _find_head(description: dict[str, Any], path: str | os.PathLike[str]) -> type[Head]:
+    head_class = getattr(heads, description["name"], None)
+    if not (isinstance(head_class, type) and issubclass(head_class, Head)) or head_class is Head:
+        raise CheckpointError(f"{path} has a head {one_line(repr(description['name']))}, which is not a class of rein.heads.")
+    return head_class

@@ -104,6 +104,7 @@ def content(*rows):
 def test_the_mean_of_the_unseen_leaves_the_source_out_and_choosing_does_not_count():
     found = tables.evaluated(content(("a", 0, {"day": 90.0, "fog": 10.0, "night": 20.0})))
     assert found == {"a": {0: {"day": 90.0, "fog": 10.0, "night": 20.0, tables.UNSEEN: 15.0}}}
+    assert tables.as_text(content(("a", 0, {"day": 90.0, "fog": 10.0, "night": 20.0}))).endswith("\n\nmean of unseen: fog, night")
 
 
 def test_differences_are_taken_seed_by_seed():
@@ -117,7 +118,7 @@ def test_differences_are_taken_seed_by_seed():
 def test_the_table_has_a_row_for_each_contender_and_a_difference_to_each_reference():
     rows = [("freeze", 0, 10.0), ("freeze", 1, 12.0), ("rein", 0, 11.0), ("rein", 1, 14.0)]
     head, lines = tables.table(content(*((name, seed, {"day": 50.0, "fog": value}) for name, seed, value in rows)))
-    assert head == ["method", "tuned", "rates", "day (source)", "fog", "mean of unseen", "minus freeze"]
+    assert head == ["method", "tuned", "rates", "day (held-out source)", "fog", "mean of unseen", "minus freeze"]
     assert lines[0] == ["freeze", "7", "0.1, 0.01", "50.0 ± 0.0", "11.0 ± 1.4", "11.0 ± 1.4", ""]
     assert lines[1][:6] == ["rein", "7", "0.1, 0.01", "50.0 ± 0.0", "12.5 ± 2.1", "12.5 ± 2.1"]
     assert lines[1][6].startswith("+1.5 [")

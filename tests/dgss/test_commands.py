@@ -372,17 +372,46 @@ def test_predictions_keep_the_names_of_the_images(run, tmp_path):
     assert written == {Path(f"{name}.png") for name in names}
 
 
-def test_a_bad_image_is_found_before_anything_is_predicted(run, tmp_path, capsys):
-    for name in ("a", "b"):
-        Image.new("RGB", (40, 32)).save(tmp_path / f"{name}.png")
-    Image.new("I;16", (40, 32)).save(tmp_path / "c.png")
+def test_images_that_cannot_be_read_are_named_and_the_others_predicted(run, tmp_path, capsys):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name in ("a", "deep/b"):
+        Image.new("RGB", (40, 32)).save(tmp_path / "in" / f"{name}.png")
+    Image.new("I;16", (40, 32)).save(tmp_path / "in" / "c.png")
+    (tmp_path / "in" / "d.jpg").write_bytes((tmp_path / "in" / "a.png").read_bytes()[:60])
     arguments = ["predict", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "out")]
     arguments += ["--ckpt_path", str(run / "checkpoints/last.ckpt"), "--data.predict"]
-    assert main([*arguments, str(tmp_path)]) == 2
-    assert "c.png has mode I;16" in capsys.readouterr().err
-    assert not (tmp_path / "out/predictions").exists()
+    assert main([*arguments, str(tmp_path / "in")]) == 1
+    said = capsys.readouterr()
+    assert f"2 of 4 predictions are in {tmp_path / 'out' / 'predictions'}" in said.out
+    errors = [line for line in said.err.splitlines() if line.startswith("rein: no prediction: ")]
+    assert len(errors) == 2
+    assert "c.png has mode I;16" in errors[0]
+    assert "d.jpg cannot be read as an image" in errors[1]
+    found = {path.relative_to(tmp_path / "out/predictions").as_posix() for path in (tmp_path / "out/predictions").rglob("*.png")}
+    assert found == {"a.png", "deep/b.png"}
     assert main([*arguments, str(tmp_path / "nowhere")]) == 2
     assert "nowhere does not exist" in capsys.readouterr().err
+
+
+def test_the_limit_of_the_evaluation_does_not_limit_predictions(run, data, tmp_path, capsys):
+    arguments = ["predict", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "out"), "--data.limit", "2"]
+    arguments += ["--ckpt_path", str(run / "checkpoints/last.ckpt"), "--data.predict", str(data / "dusk" / "images")]
+    assert main(arguments) == 0
+    assert f"6 of 6 predictions are in {tmp_path / 'out' / 'predictions'}" in capsys.readouterr().out
+    assert len(list((tmp_path / "out" / "predictions").iterdir())) == 6
+
+
+def test_predictions_are_replaced_only_on_demand(run, data, tmp_path, capsys):
+    arguments = ["predict", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "out")]
+    arguments += ["--ckpt_path", str(run / "checkpoints/last.ckpt"), "--data.predict", str(data / "dusk" / "images")]
+    assert main(arguments) == 0
+    kept = tmp_path / "out" / "predictions" / "000.png"
+    kept.write_bytes(b"mine")
+    assert main(arguments) == 2
+    assert "6 of 6 predictions exist already, the first: " in capsys.readouterr().err
+    assert kept.read_bytes() == b"mine"
+    assert main([*arguments, "--overwrite"]) == 0
+    assert kept.read_bytes() != b"mine"
 
 
 def test_an_error_of_a_loading_process_is_one_line(tmp_path, capsys):

@@ -141,6 +141,20 @@ def test_options_change_the_recipes(tmp_path):
     assert {domain["options"]["seed"] for role in counts for domain in config["data"][role]} == {3}
 
 
+def test_absent_classes_of_the_source_may_be_allowed(tmp_path):
+    root = make_folder(tmp_path / "data")
+    for allowed in (True, False):
+        data = demo.FolderData(
+            root=root, source="day", classes=["sky", "ground", "thing", "unicorn"], allow_absent_classes=allowed
+        )
+        options = demo.Options(out=tmp_path / "out", data=data)
+        if allowed:
+            assert demo.configurations(options)["rein"]["data"]["allow_absent_classes"] is True
+        else:
+            with pytest.raises(InputError, match="the class 'unicorn' never occurs"):
+                demo.configurations(options)
+
+
 def test_every_method_starts_from_the_same_backbone_and_head(tmp_path):
     options = demo.Options(out=tmp_path, backbone="test_vit", pretrained=False, full=True, steps=1, batch_size=1, scenes=2)
     starts = []
@@ -199,7 +213,7 @@ def test_the_command_runs_on_a_folder_and_prints_the_table(tmp_path, capsys):
 
 
 BAD = {
-    "a missing folder": (lambda root: ["demo", "--data", f"{root}/nowhere", "--source", "day"], "nowhere is not a folder"),
+    "a missing folder": (lambda root: ["demo", "--data", f"{root}/nowhere", "--source", "day"], "nowhere does not exist"),
     "no source": (lambda root: ["demo", "--data", f"{root}"], "--source is missing; expected one of day, dusk"),
     "an unknown source": (
         lambda root: ["demo", "--data", f"{root}", "--source", "noon"],
@@ -219,6 +233,10 @@ BAD = {
     "an empty class name": (
         lambda root: ["demo", "--data", f"{root}", "--source", "day", "--classes", ","],
         "expected different, non-empty names",
+    ),
+    "a class that never occurs in the source": (
+        lambda root: ["demo", "--data", f"{root}", "--source", "day", "--classes", "sky,ground,thing,unicorn"],
+        "the class 'unicorn' never occurs in the 4 labels of the split 'day'",
     ),
     "a folder in place of a result": (
         lambda root: ["demo", "--data", f"{root}", "--source", "day", "--out", f"{root}", *SMALL],
@@ -278,7 +296,7 @@ def test_too_few_domains_or_images_are_refused(tmp_path, capsys):
     single = make_folder(tmp_path / "single", count=1)
     assert main(["demo", "--data", str(single), "--source", "day"]) == 2
     assert "expected at least 2" in capsys.readouterr().err
-    for path, message in ((single / "day", "has no domains"), (tmp_path / "none", "is not a folder")):
+    for path, message in ((single / "day", "has no domains"), (tmp_path / "none", "none does not exist")):
         with pytest.raises(InputError, match=message):
             demo.find_domains(path)
 

@@ -304,7 +304,7 @@ def test_every_method_trains_and_predicts_through_a_segmenter(method):
     optimizer = torch.optim.AdamW(groups)
     losses = []
     for _ in range(3):
-        losses.append(segmenter.loss(images(2, 40, 32), labels))
+        losses.append(segmenter(images(2, 40, 32), labels))
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()

@@ -468,7 +468,10 @@ def test_arguments_other_than_recipes_and_files_with_bases_are_kept(tmp_path):
     path.write_text("model: {lr: 1}")
     (broken := tmp_path / "broken.yaml").write_text("bases: [")
     text = recipes.to_yaml({"model": {"lr": 1.0}, "data": {"sources": [{"dataset": "gtav"}]}}, "")
-    for value in (str(path), str(broken), "nowhere.yaml", text, "model: {lr: 1}"):
+    for value in (str(broken), "nowhere.yaml"):
+        with pytest.raises(InputError, match="cannot be read"):
+            recipes.resolved(["fit", "--config", value])
+    for value in (str(path), text, "model: {lr: 1}"):
         for arguments in (
             ["fit", "--config", value],
             ["fit", f"--config={value}", "--out", "streets-rein"],

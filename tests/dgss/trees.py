@@ -134,15 +134,20 @@ def encode(label, values, ignored):
 
 def write_16_bit_rgb(path, pixels):
     """A PNG with three channels of 16 bits, (H, W, 3), which Pillow neither writes nor reads."""
+    height, width = pixels.shape[:2]
+    rows = pixels.astype(">u2").reshape(height, -1).view(np.uint8)
+    path.write_bytes(png(width, height, 16, 2, *(row.tobytes() for row in rows)))
+
+
+def png(width, height, depth, colour_type, *rows):
+    """The bytes of a PNG file; colour types are 0 grey, 2 RGB, 3 paletted, 4 grey and 6 RGB with transparency."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    height, width = pixels.shape[:2]
-    rows = pixels.astype(">u2").reshape(height, -1).view(np.uint8)
-    raw = b"".join(b"\0" + row.tobytes() for row in rows)
-    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b""))
+    head = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    raw = b"".join(b"\0" + row for row in rows)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
 
 
 def _save(tree, image_path, image, label_path, numbers, mode="L"):

@@ -5,14 +5,20 @@ the rest.
 """
 
 from rein.backbones.blocks import BlockInfo, find_blocks, get_tokens, replace_tokens
+from rein.backbones.families import enclosing_backbones
 from rein.backbones.images import InputSpec, architecture, feature_maps, input_spec, map_channels, normalization, patch_size
+from rein.backbones.maps import BlockMaps, TimmMaps, find_maps
 
 __all__ = [
     "BlockInfo",
+    "BlockMaps",
     "InputSpec",
+    "TimmMaps",
     "architecture",
+    "enclosing_backbones",
     "feature_maps",
     "find_blocks",
+    "find_maps",
     "get_tokens",
     "input_spec",
     "map_channels",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,7 +50,9 @@ def get_tokens(output: Any, block: BlockInfo) -> Tensor:
 def replace_tokens(output: Any, block: BlockInfo, refined: Tensor) -> Any:
     """A block's output with `refined` (..., C) in place of its tokens; other items of the output are unchanged."""
     if block.layout == "NCHW":
-        refined = refined.permute(0, 3, 1, 2)
+        # autograd forbids changes in place of a view that was created while it did not record; a compiler has no such views
+        with nullcontext() if torch.compiler.is_compiling() else torch.enable_grad():
+            refined = refined.permute(0, 3, 1, 2)
     if block.item is None:
         return refined
     entries = [*output[: block.item], refined, *output[block.item + 1 :]]
@@ -156,7 +158,7 @@ def _measure_sizes(model: nn.Module, paths: Sequence[str], example_inputs: Any) 
             height, width = (math.lcm(unit, side) for side in spec.multiple)
             with suppress(UnsupportedBackboneError):
                 return [measure(model, paths, image(height, 2 * width)), measure(model, paths, image(2 * height, 3 * width))]
-        size = _default_size(model) or (height, width)
+        size = default_size(model) or (height, width)
     first = measure(model, paths, image(*size), intermediates=hasattr(model, "forward_intermediates"))
     maps = [shape for shapes in first.outputs.values() for shape in shapes.values() if len(shape) == 4]
     if any(len(_layouts([shape], [first])) != 1 for shape in maps):  # ambiguous, for example as many channels as rows and columns
@@ -165,7 +167,7 @@ def _measure_sizes(model: nn.Module, paths: Sequence[str], example_inputs: Any) 
     return [first]
 
 
-def _default_size(model: nn.Module) -> Size | None:
+def default_size(model: nn.Module) -> Size | None:
     """(height, width) in pixels in the configuration of a timm or Hugging Face model."""
     config: Any = getattr(model, "pretrained_cfg", None)
     if isinstance(config, dict) and config.get("input_size"):

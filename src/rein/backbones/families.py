@@ -6,7 +6,7 @@ To support a new class, add its name to a family in the table below, or add a fa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,28 @@ def find_backbone(model: nn.Module) -> tuple[str, nn.Module]:
             "Pass them with blocks=[...]: the modules or their names, in the order in which they run."
         )
     return found[0]
+
+
+def enclosing_backbones(model: nn.Module, paths: Iterable[str]) -> list[str]:
+    """Module names of the backbones in `model` that contain the blocks named `paths`.
+
+    If the blocks are not all inside backbones of known families, this is the base model of a Hugging Face model with a head, or else
+    `model` itself ("").
+    """
+    inside: set[str] = set()
+    names: list[str] = []
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        found = {path for path in paths if path.startswith(prefix)} - inside
+        if found and get_family(module):
+            names.append(name)
+            inside |= found
+    if inside >= set(paths):
+        return names
+    for name, module in model.named_children():
+        if module is getattr(model, "base_model", None) and all(path.startswith(f"{name}.") for path in paths):
+            return [name]
+    return [""]
 
 
 def inner_backbone(model: nn.Module) -> Any:

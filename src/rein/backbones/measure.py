@@ -111,17 +111,8 @@ def _on_meta(model: nn.Module) -> Iterator[None]:
         if isinstance(value, dict | list | set) and name not in _MODULE_ATTRIBUTES
     ]
     metas = {id(tensor): torch.empty_like(tensor, device="meta") for *_, tensors in found for tensor in tensors.values()}
-    try:
-        for module, _, tensors in found:
-            # users' hooks must not see meta tensors; torch's own hooks (weight norm) are part of the module and stay
-            module.__dict__["_forward_hooks"] = OrderedDict()
-            hooks = module._forward_pre_hooks.items()
-            module.__dict__["_forward_pre_hooks"] = OrderedDict((key, hook) for key, hook in hooks if _is_from_torch(hook))
-            for name, tensor in tensors.items():  # setattr, because recurrent layers keep a second list of their weights
-                meta = metas[id(tensor)]
-                setattr(module, name, nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta)
-        yield
-    finally:
+
+    def restore() -> None:
         for module, attributes, tensors in found:
             module.__dict__.clear()
             module.__dict__.update(attributes)
@@ -130,6 +121,23 @@ def _on_meta(model: nn.Module) -> Iterator[None]:
         for cache, before in caches:
             cache.clear()
             cache.extend(before) if isinstance(cache, list) else cache.update(before)
+
+    try:
+        try:
+            for module, _, tensors in found:
+                # users' hooks must not see meta tensors; torch's own hooks (weight norm) are part of the module and stay
+                module.__dict__["_forward_hooks"] = OrderedDict()
+                hooks = module._forward_pre_hooks.items()
+                module.__dict__["_forward_pre_hooks"] = OrderedDict((key, hook) for key, hook in hooks if _is_from_torch(hook))
+                for name, tensor in tensors.items():  # setattr, because recurrent layers keep a second list of their weights
+                    meta = metas[id(tensor)]
+                    setattr(module, name, nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta)
+            yield
+        finally:
+            restore()
+    except BaseException:  # Ctrl-C may also have interrupted `restore`
+        restore()
+        raise
 
 
 _MODULE_ATTRIBUTES = set(nn.Module().__dict__)  # attributes that every module has

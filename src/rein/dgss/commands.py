@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import lightning
-import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -25,14 +25,15 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 import rein
+from rein import pytorch_files
 from rein.dgss import recipes
 from rein.dgss.data.datamodule import DomainData
 from rein.dgss.evaluation.callbacks import EvaluationReport, PredictionWriter, ValidationPictures
 from rein.dgss.evaluation.results import Published
-from rein.dgss.training.checkpoints import LastCheckpoint, SaveConfig
+from rein.dgss.training.checkpoints import CheckpointFiles, LastCheckpoint, SaveConfig
 from rein.dgss.training.experiment import Experiment
 from rein.dgss.training.progress import ProgressLines
-from rein.errors import CheckpointError, InputError
+from rein.errors import CheckpointError, InputError, ReinError, one_line
 from rein.injection import is_wrapped
 
 TRAINER_DEFAULTS = {
@@ -90,6 +91,13 @@ class ReinCLI(LightningCLI):
     """The four commands, with one folder per run."""
 
     quiet = False
+    exit_code = 0
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument("--overwrite", action="store_true", help="replace predictions that exist already")
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the settings beside those of model, data and trainer."""
@@ -149,6 +157,8 @@ class ReinCLI(LightningCLI):
         self.model.settings = self._resume_settings()
         settings = {**config, **kwargs, "default_root_dir": str(self.out)}
         settings["callbacks"] = [*(settings.get("callbacks") or []), *callbacks]
+        plugins = settings.get("plugins") or []
+        settings["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), CheckpointFiles()]
         trainer = self._instantiate_trainer(settings, [])
         if getattr(trainer.strategy, "_save_distributed_checkpoint", False):
             raise InputError(
@@ -172,7 +182,8 @@ class ReinCLI(LightningCLI):
 
     def _evaluation_callbacks(self) -> list[Callback]:
         if self.subcommand == "predict":
-            return [PredictionWriter(self.out / "predictions", self.datamodule)]
+            self._writer = PredictionWriter(self.out / "predictions", self.datamodule)
+            return [self._writer]
         if self.subcommand in ("test", "validate"):
             found = self._get(self.config, "published")
             published = None if found is None else Published(**found.as_dict())
@@ -201,6 +212,15 @@ class ReinCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
+        except (ReinError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if not _is_restoring(error):
+                raise
+            raise CheckpointError(
+                f"the checkpoint is complete, but its state cannot be restored ({type(error).__name__}: {one_line(error)}). Pass "
+                "another one of its folder with --ckpt_path."
+            ) from error
         except SystemExit:  # how Lightning passes on Ctrl-C
             if not self.trainer.interrupted:
                 raise
@@ -238,7 +258,7 @@ class ReinCLI(LightningCLI):
             return
         model: Any = self.model
         if self._get(self.config, "state") == "best":
-            model.restore(torch.load(self.checkpoints / "best.ckpt", weights_only=True, map_location="cpu"))
+            model.restore(pytorch_files.load(self.checkpoints / "best.ckpt"))
         backbone = model.segmenter.backbone
         if model.method == "freeze" or is_wrapped(backbone):
             with model.averaged():
@@ -261,9 +281,26 @@ class ReinCLI(LightningCLI):
         self.config_init[self.subcommand]["verbose"] = False
 
     def before_predict(self) -> None:
-        """Load the run's state. Predictions are written one by one and not collected."""
+        """Load the run's state, and protect earlier predictions. Predictions are written one by one and not collected."""
+        images = self.datamodule.open_images()
+        paths = [self._writer.path_of(images.name_of(index)) for index in range(len(images))]
+        existing = [path for path in paths if path.exists()]
+        if existing and not self._get(self.config, "overwrite"):
+            raise InputError(
+                f"{len(existing)} of {len(paths)} predictions exist already, the first: {existing[0]}. Replace them with "
+                "--overwrite, or choose another --out."
+            )
         self._select_checkpoint()
         self.config_init[self.subcommand]["return_predictions"] = False
+
+    def after_predict(self) -> None:
+        """Report what was written and what was not."""
+        writer = self._writer
+        if self.trainer.is_global_zero:
+            self._say(f"{writer.written} of {writer.written + len(writer.errors)} predictions are in {writer.folder}")
+            for error in writer.errors:
+                print(f"rein: no prediction: {error}", file=sys.stderr)
+        self.exit_code = 1 if writer.errors else 0
 
     def _select_checkpoint(self) -> None:
         name = self._get(self.config, "ckpt_path") or self._get(self.config, "state")
@@ -283,11 +320,11 @@ class ReinCLI(LightningCLI):
             if not path.is_file():
                 raise InputError(f"the checkpoint {path} does not exist or is not a file. Pass a file with --ckpt_path.")
             try:
-                torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-            except Exception as error:  # zip, pickle and system raise their own kinds
+                pytorch_files.load(path)
+            except CheckpointError as error:
                 raise CheckpointError(
-                    f"{path} is not a complete checkpoint ({type(error).__name__}). Pass another one of its folder with --ckpt_path, "
-                    "such as best.ckpt for evaluation."
+                    f"{path} is not a complete checkpoint: {error} Pass another one of its folder with --ckpt_path, such as "
+                    "best.ckpt for evaluation."
                 ) from error
         self.config_init[self.subcommand]["ckpt_path"] = None if path is None else str(path)
 
@@ -333,6 +370,9 @@ def _help_text(parser: LightningArgumentParser, command: str, description: str, 
         default = None if name == "config" else parser.get_default(name)
         text = _HELP.get(name) or (actions[name].help or "").rstrip(".").replace("%", "%%")
         text = text if default is None else f"{text} (default: {default})"
+        if actions[name].nargs == 0:
+            shown.add_argument(f"--{name}", action="store_true", help=text.partition(" (default")[0])
+            continue
         shown.add_argument(f"--{name}", metavar=name.rpartition(".")[2].upper(), help=text)
     shown.add_argument("--help-all", action="store_true", help="show every option, those of Lightning's trainer included")
     return shown.format_help()
@@ -357,7 +397,16 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except ArgumentError as error:
-        raise InputError(f"{error.message} (see rein fit --help)") from error
+        raise InputError(f"{one_line(error.message, 1000)} (see rein fit --help)") from error
+
+
+def _is_restoring(error: Exception) -> bool:
+    """Whether Lightning raised the error while it restored the state of a checkpoint."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(
+        frame.filename.endswith("checkpoint_connector.py") and frame.name.startswith(("restore", "resume_start"))
+        for frame in frames
+    )
 
 
 @contextmanager

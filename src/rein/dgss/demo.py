@@ -13,6 +13,7 @@ from typing import Any
 
 from rein.dgss import commands, recipes
 from rein.dgss.data.check import check
+from rein.dgss.data.datasets.files import describe_missing
 from rein.dgss.evaluation.comparison import compare
 from rein.errors import InputError
 from rein.testing.models import POCKET
@@ -32,6 +33,7 @@ class FolderData:
         ignored: label values that are ignored, besides 255.
         crop: side of the training crops in pixels.
         limit: evaluate at most this many pairs of each domain.
+        allow_absent_classes: train although a class never occurs in the source.
     """
 
     root: Path
@@ -40,6 +42,7 @@ class FolderData:
     ignored: tuple[int, ...] = ()
     crop: int = 256
     limit: int | None = None
+    allow_absent_classes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +154,8 @@ def _folder_data(data: FolderData) -> dict[str, Any]:
         report = check("folder", data.root, name, options)
         if report.problems:
             raise InputError(report.problems[0])
+        if report.absent and name == data.source and not data.allow_absent_classes:
+            raise InputError(report.absent)
         counts[name] = report.read
     if counts[data.source] < 2:
         raise InputError(
@@ -167,6 +172,7 @@ def _folder_data(data: FolderData) -> dict[str, Any]:
         "targets": [domain for name, domain in domains.items() if name != data.source],
         "crop": data.crop,
         "limit": data.limit,
+        "allow_absent_classes": data.allow_absent_classes,
     }
 
 
@@ -177,7 +183,10 @@ def find_domains(root: Path) -> list[str]:
         InputError: `root` is not a folder, or has no domains.
     """
     if not root.is_dir():
-        raise InputError(f"{root} is not a folder. Pass one that holds <domain>/images/* and <domain>/labels/*.png with --data.")
+        raise InputError(
+            f"{describe_missing(root)}; expected a folder that holds <domain>/images/* and <domain>/labels/*.png. Pass one with "
+            "--data."
+        )
     domains = sorted(entry.name for entry in root.iterdir() if (entry / "images").is_dir() and not entry.name.startswith("."))
     if not domains:
         raise InputError(f"{root} has no domains; expected <domain>/images/* and <domain>/labels/*.png in it.")

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rein.errors import InputError
+from rein.heads.losses import CROSS_ENTROPY, LossSetting, PixelLoss, check_class_weights
+from rein.heads.losses import IGNORE_LABEL as IGNORE_LABEL
 
-IGNORE_LABEL = 255
 Size = tuple[int, int]
 
 
@@ -21,11 +22,15 @@ class Head(nn.Module):
 
     Args:
         in_channels: channels of each feature map; an integer for a single map.
-        num_classes: number of classes K, 1 to 255.
+        num_classes: number of classes K, 2 to 255.
+        class_weights: weight of each class in the loss; None weights all classes equally.
+        loss: the loss of `loss`: `"cross_entropy"`, `"dice"` or `"focal"`, or a weight for each of several, such as
+            `{"cross_entropy": 1.0, "dice": 1.0}`. `heads.losses.PixelLoss` defines them.
         settings: the other arguments of the subclass. They must be JSON-serialisable, because a segmenter file stores them.
 
     Raises:
-        InputError: `in_channels` is empty, or a number is not an integer or out of range.
+        InputError: `in_channels` is empty, a number is not an integer or out of range, or an invalid loss or class weight.
+        MissingExtraError: segmentation_models_pytorch is not installed (extra `heads`), for the losses besides cross-entropy.
     """
 
     @property
@@ -48,19 +53,30 @@ class Head(nn.Module):
             f"{type(self).__name__} requires an adapter's queries and cannot learn queries; wrap the backbone with query_dim set."
         )
 
-    def __init__(self, in_channels: int | Sequence[int], num_classes: int, **settings: Any) -> None:
+    def __init__(
+        self,
+        in_channels: int | Sequence[int],
+        num_classes: int,
+        *,
+        class_weights: Sequence[float] | None = None,
+        loss: LossSetting = CROSS_ENTROPY,
+        **settings: Any,
+    ) -> None:
         super().__init__()
         try:
             channels = in_channels if isinstance(in_channels, Iterable) else [in_channels]
             self.in_channels, self.num_classes = tuple(map(index, channels)), index(num_classes)
         except TypeError as error:
             raise InputError(f"in_channels {in_channels!r} and num_classes {num_classes!r} must be integers.") from error
+        if not self.in_channels or min(self.in_channels) < 1:
+            raise InputError(f"in_channels is {in_channels}; it must be one integer or more, each at least 1.")
+        check_num_classes(self.num_classes)
+        self.pixel_loss = PixelLoss(self.num_classes, loss, class_weights)
+        if class_weights is not None:  # defaults are left out, so that older versions read the files of a head without them
+            settings["class_weights"] = check_class_weights(class_weights, self.num_classes)
+        if loss != CROSS_ENTROPY:
+            settings["loss"] = loss if isinstance(loss, str) else self.pixel_loss.weights
         self.settings = settings
-        if not self.in_channels or min(self.in_channels) < 1 or not 1 <= num_classes <= IGNORE_LABEL:
-            raise InputError(
-                f"in_channels is {in_channels} and num_classes is {num_classes}; in_channels must have at least one entry, all at "
-                f"least 1, and num_classes must be 1 to {IGNORE_LABEL}."
-            )
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -94,7 +110,7 @@ class Head(nn.Module):
         return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
     def loss(self, maps: Sequence[Tensor], labels: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Compute the mean cross-entropy over the labelled pixels, at the resolution of the labels.
+        """Compute the loss over the labelled pixels, at the resolution of the labels; by default the mean cross-entropy.
 
         Args:
             maps: as in `forward`.
@@ -105,8 +121,17 @@ class Head(nn.Module):
             A scalar; zero, with zero gradients, if every label is 255.
         """
         logits = F.interpolate(self(maps, queries).float(), labels.shape[-2:], mode="bilinear", align_corners=False)
-        counted = (labels != IGNORE_LABEL).sum().clamp(min=1)
-        return F.cross_entropy(logits, labels.long(), ignore_index=IGNORE_LABEL, reduction="sum") / counted
+        loss: Tensor = self.pixel_loss(logits, labels.long())
+        return loss
+
+
+def check_num_classes(num_classes: int) -> None:
+    """Raise InputError unless `num_classes` is from 2 to 255."""
+    if not 2 <= num_classes <= IGNORE_LABEL:
+        raise InputError(
+            f"num_classes is {num_classes}; it must be 2 to {IGNORE_LABEL}. For a binary segmentation, count two classes: background "
+            "and object."
+        )
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -121,6 +146,24 @@ def concatenate(maps: Sequence[Tensor]) -> Tensor:
     """Concatenate maps (B, C_i, h_i, w_i) to (B, sum C_i, h_0, w_0); the others are resized bilinearly to the first."""
     size = maps[0].shape[-2:]
     return torch.cat([maps[0], *(F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps[1:])], 1)
+
+
+def have_one_size(maps: Sequence[Tensor]) -> bool:
+    """Whether all maps have the same height and width."""
+    # not a set of sizes: sizes are symbols in torch.export, which have no hash, and tensors in torch.jit.trace, which are all unequal
+    return all(feature_map.shape[-2:] == maps[0].shape[-2:] for feature_map in maps)
+
+
+def known_equal(size: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two sizes are equal. False if one is a symbol of `torch.export`, where the answer could differ between inputs."""
+    return not any(isinstance(side, torch.SymInt) for side in (*size, *other)) and tuple(size) == tuple(other)
+
+
+def resize(feature_map: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize a map (B, C, h, w) to `size` = (height, width), bilinearly. A map of this size is returned as it is."""
+    if known_equal(feature_map.shape[-2:], size):
+        return feature_map
+    return F.interpolate(feature_map, tuple(size), mode="bilinear", align_corners=False)
 
 
 def group_count(channels: int) -> int:

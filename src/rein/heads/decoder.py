@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rein.errors import InputError
 from rein.extras import require
-from rein.heads.base import Head, group_count
+from rein.heads.base import Head, group_count, have_one_size, resize
+from rein.heads.losses import CROSS_ENTROPY, LossSetting
 
 _PACKAGE = "segmentation_models_pytorch.decoders"
 
@@ -58,6 +58,7 @@ class DecoderHead(Head):
         decoder: `dpt` (arXiv 2103.13413), `upernet` (arXiv 1807.10221), `segformer` (arXiv 2105.15203) or `fpn` (arXiv 1901.02446).
         dropout: probability of dropping a channel before the classifier, in training.
         options: further arguments of the decoder class; they must be JSON-serialisable.
+        class_weights, loss: as in `Head`.
 
     Raises:
         InputError: unknown decoder, not four maps, or invalid options.
@@ -71,8 +72,12 @@ class DecoderHead(Head):
         decoder: str = "dpt",
         dropout: float = 0.1,
         options: dict[str, Any] | None = None,
+        *,
+        class_weights: Sequence[float] | None = None,
+        loss: LossSetting = CROSS_ENTROPY,
     ) -> None:
-        super().__init__(in_channels, num_classes, decoder=decoder, dropout=dropout, options=dict(options or {}))
+        settings = {"decoder": decoder, "dropout": dropout, "options": dict(options or {})}
+        super().__init__(in_channels, num_classes, class_weights=class_weights, loss=loss, **settings)
         if decoder not in _DECODERS:
             raise InputError(f"decoder is {decoder!r}; expected one of {', '.join(_DECODERS)}.")
         if len(self.in_channels) != 4:
@@ -94,9 +99,9 @@ class DecoderHead(Head):
     def forward(self, maps: Sequence[Tensor], queries: Tensor | None = None) -> Tensor:
         """Maps (B, C_i, h_i, w_i) -> logits (B, K, h, w), 4 to 8 times the resolution of a plain ViT's maps; ignores `queries`."""
         self.check_maps(maps)
-        coarsest = [-(-side // 2) if len({m.shape[-2:] for m in maps}) == 1 else side for side in maps[-1].shape[-2:]]
+        coarsest = [(side + 1) // 2 if have_one_size(maps) else side for side in maps[-1].shape[-2:]]
         factors = (2, 2, 2, 2) if self.name == "dpt" else (8, 4, 2, 1)
-        levels = [_resize(m, (coarsest[0] * f, coarsest[1] * f)) for m, f in zip(maps, factors, strict=True)]
+        levels = [resize(m, (coarsest[0] * f, coarsest[1] * f)) for m, f in zip(maps, factors, strict=True)]
         if self.name == "dpt":
             return self.classifier(self.dropout(self.decoder(levels, [None] * 4)))
         height, width = levels[0].shape[-2:]
@@ -117,9 +122,3 @@ def _replace_batch_norms(module: nn.Module) -> None:
 
 def _class(module: str, name: str) -> Any:
     return getattr(require(f"{_PACKAGE}.{module}.decoder", "heads"), name)
-
-
-def _resize(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
-    if (feature_map.shape[-2], feature_map.shape[-1]) == size:
-        return feature_map
-    return F.interpolate(feature_map, size, mode="bilinear", align_corners=False)

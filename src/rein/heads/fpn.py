@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rein.heads.base import Head, group_count
+from rein.heads.base import Head, group_count, known_equal, resize
+from rein.heads.losses import CROSS_ENTROPY, LossSetting
 from rein.heads.pyramid import FeaturePyramid
 
 
@@ -25,6 +26,7 @@ class FPNHead(Head):
         channels: channels of the top-down path.
         tower_channels: channels of the towers, which upsample each level to the finest.
         dropout: probability of dropping a channel before the classifier, in training.
+        class_weights, loss: as in `Head`.
     """
 
     def __init__(
@@ -34,8 +36,12 @@ class FPNHead(Head):
         channels: int = 256,
         tower_channels: int = 128,
         dropout: float = 0.1,
+        *,
+        class_weights: Sequence[float] | None = None,
+        loss: LossSetting = CROSS_ENTROPY,
     ) -> None:
-        super().__init__(in_channels, num_classes, channels=channels, tower_channels=tower_channels, dropout=dropout)
+        settings = {"channels": channels, "tower_channels": tower_channels, "dropout": dropout}
+        super().__init__(in_channels, num_classes, class_weights=class_weights, loss=loss, **settings)
         levels = range(len(self.in_channels))
         self.pyramid = FeaturePyramid([4 / 2**level for level in levels])
         self.laterals = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in self.in_channels)
@@ -55,14 +61,13 @@ class FPNHead(Head):
             finer = levels[level - 1]
             levels[level - 1] = finer + F.interpolate(levels[level], finer.shape[-2:], mode="nearest")
         total = None
-        for smooth, tower, x in zip(self.smooth, self.towers, levels, strict=True):
+        for level, (smooth, tower, x) in enumerate(zip(self.smooth, self.towers, levels, strict=True)):
             x = smooth(x)
             for block in tower.children():
                 x = block(x)
-                if x.shape[-2:] != levels[0].shape[-2:]:
+                if level and not known_equal(x.shape[-2:], levels[0].shape[-2:]):
                     x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-            if x.shape[-2:] != levels[0].shape[-2:]:  # odd sizes
-                x = F.interpolate(x, levels[0].shape[-2:], mode="bilinear", align_corners=False)
+            x = resize(x, levels[0].shape[-2:])  # odd sizes
             total = x if total is None else total + x
         return self.classifier(self.dropout(total))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from rein.heads.base import ChannelNorm, Head, concatenate
+from rein.heads.losses import CROSS_ENTROPY, LossSetting
 
 
 class LinearHead(Head):
@@ -16,10 +17,19 @@ class LinearHead(Head):
         in_channels: channels of each map; an integer for a single map.
         num_classes: number of classes K.
         dropout: probability of dropping a channel before the convolution, in training.
+        class_weights, loss: as in `Head`.
     """
 
-    def __init__(self, in_channels: int | Sequence[int], num_classes: int, dropout: float = 0.0) -> None:
-        super().__init__(in_channels, num_classes, dropout=dropout)
+    def __init__(
+        self,
+        in_channels: int | Sequence[int],
+        num_classes: int,
+        dropout: float = 0.0,
+        *,
+        class_weights: Sequence[float] | None = None,
+        loss: LossSetting = CROSS_ENTROPY,
+    ) -> None:
+        super().__init__(in_channels, num_classes, class_weights=class_weights, loss=loss, dropout=dropout)
         self.norms = nn.ModuleList(ChannelNorm(channels) for channels in self.in_channels)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(sum(self.in_channels), num_classes, 1)

@@ -45,6 +45,7 @@ class Mask2FormerHead(Head):
         weights: weights of classification, binary cross-entropy and dice, in loss and matching.
         no_object_weight: weight of "no object" in the cross-entropy.
         project_levels: insert a 1 x 1 convolution between the levels of the pixel decoder and the masked attention.
+        class_weights: weight of each class in the cross-entropy of the classification, beside `no_object_weight`; None means 1.
 
     Raises:
         InputError: not four maps, or a setting out of range.
@@ -68,6 +69,8 @@ class Mask2FormerHead(Head):
         weights: Sequence[float] = (2.0, 5.0, 5.0),
         no_object_weight: float = 0.1,
         project_levels: bool = False,
+        *,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         settings = {
             key: value for key, value in locals().items() if key not in ("self", "in_channels", "num_classes", "__class__")
@@ -130,7 +133,10 @@ class Mask2FormerHead(Head):
             config, {"loss_cross_entropy": weights[0], "loss_mask": weights[1], "loss_dice": weights[2]}
         )
         # a constant that follows from the settings: keep it out of the files
-        self.criterion.register_buffer("empty_weight", self.criterion.empty_weight.detach().clone(), persistent=False)
+        weights_of_classes = self.criterion.empty_weight.detach().clone()
+        if self.pixel_loss.class_weights is not None:
+            weights_of_classes[:-1] = self.pixel_loss.class_weights
+        self.criterion.register_buffer("empty_weight", weights_of_classes, persistent=False)
         self.level_projections = nn.ModuleList(
             nn.Conv2d(channels, channels, 1) if project_levels else nn.Identity() for _ in range(_NUM_LEVELS)
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rein.errors import InputError
+from rein.heads.base import have_one_size
 
 
 class FeaturePyramid(nn.Module):
@@ -35,7 +37,7 @@ class FeaturePyramid(nn.Module):
         """
         if len(maps) != len(self.scales):
             raise InputError(f"FeaturePyramid expects {len(self.scales)} maps, one per scale, got {len(maps)}.")
-        if len({feature_map.shape[-2:] for feature_map in maps}) > 1:
+        if not have_one_size(maps):
             return list(maps)
         return [_resize(feature_map, scale) for feature_map, scale in zip(maps, self.scales, strict=True)]
 
@@ -43,5 +45,14 @@ class FeaturePyramid(nn.Module):
 def _resize(feature_map: Tensor, scale: float) -> Tensor:
     if scale == 1:
         return feature_map
-    height, width = (max(1, int(side * scale)) for side in feature_map.shape[-2:])
+    height, width = (_scaled(side, scale) for side in feature_map.shape[-2:])
     return F.interpolate(feature_map, (height, width), mode="bilinear", align_corners=False)
+
+
+def _scaled(side: int, scale: float) -> int:
+    """`side` times `scale`, rounded down, at least 1."""
+    numerator, denominator = float(scale).as_integer_ratio()
+    if denominator > 64:  # not a power of two
+        return max(1, int(side * scale))
+    scaled = side * numerator // denominator  # integers stay symbols in torch.export, products with a float do not
+    return torch.sym_max(1, scaled) if isinstance(scaled, torch.SymInt) else max(1, scaled)

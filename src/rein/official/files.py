@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
@@ -14,16 +13,15 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from rein import backbones, checkpoint, heads
-from rein.errors import CheckpointError, InputError
+from rein import backbones, checkpoint, heads, pytorch_files
+from rein.errors import CheckpointError, one_line
 from rein.injection import ADAPTER, is_wrapped
 from rein.official.state_dict import Official, convert, to_official_state
 from rein.segmenter import Segmenter, default_indices
-from rein.stagewise import build_adapter
 
 
 def read(path: str | os.PathLike[str], *, use_softmax: bool = True, zero_init: bool = False) -> Official:
-    """Read an official `.pth` file and convert its names. The file is read with `weights_only=True`.
+    """Read an official `.pth` file and convert its names. No code in the file runs (see `rein.pytorch_files`).
 
     Args:
         path: the file: a state dict, or a dictionary with the key `state_dict`.
@@ -33,15 +31,7 @@ def read(path: str | os.PathLike[str], *, use_softmax: bool = True, zero_init: b
     Raises:
         CheckpointError: the file cannot be read safely, lacks keys, or has unknown keys.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read with weights_only=True ({type(error).__name__}: {' '.join(str(error).split())[:200]}). "
-            "Expected a file of tensors only; if you trust the file, save its state_dict alone with the authors' code."
-        ) from error
+    content = pytorch_files.load(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} has no state dict; expected a dictionary of tensors, or one under the key 'state_dict'.")
@@ -72,12 +62,11 @@ def load(path: str | os.PathLike[str], backbone: nn.Module, *, use_softmax: bool
     head = _build_head(backbone, official, path)
     if official.config is not None:
         entry = _backbone_entry(backbone, backbones.find_blocks(backbone))
-        checkpoint.load_adapter(backbone, official.adapter, checkpoint.Header("adapter", official.config, entry), path)
+        checkpoint.check_adapter(backbone, official.adapter, checkpoint.Header("adapter", official.config, entry), path)()
     if official.backbone:
         backbone.load_state_dict(official.backbone, strict=False)
     if head is None:
         return backbone
-    head.load_state_dict(official.head_tensors)
     reference = next(backbone.parameters())
     head.to(reference.device, torch.float64 if reference.dtype == torch.float64 else torch.float32)
     return Segmenter(backbone, head)
@@ -115,9 +104,7 @@ def convert_file(
     if official.config is not None:
         blocks = backbones.find_blocks(backbone)
         entry = _backbone_entry(backbone, blocks)
-        with torch.device("meta"):
-            widths = [block.width for block in blocks]
-            checkpoint.match_tensors(build_adapter(widths, official.config, patch_size=1), official.adapter, source)
+        checkpoint.match_adapter([block.width for block in blocks], official.config, official.adapter, source)
         tensors = dict(official.adapter)
     header = checkpoint.Header("adapter", official.config, entry)
     head = _build_head(backbone, official, source)
@@ -164,7 +151,14 @@ def to_official(source: str | os.PathLike[str], target: str | os.PathLike[str]) 
     prefix = f"{ADAPTER}." if header.kind == "segmenter" else ""
     adapter = {name.removeprefix(prefix): value for name, value in tensors.items() if not name.startswith("head.")}
     head = {name.removeprefix("head."): value for name, value in tensors.items() if name.startswith("head.")}
-    state = to_official_state(adapter, head, {} if header.head is None else header.head["arguments"])
+    arguments = {} if header.head is None else header.head["arguments"]
+    checkpoint.check_head_sizes(arguments, head, source)
+    try:
+        state = to_official_state(adapter, head, arguments)
+    except (LookupError, RuntimeError, TypeError) as error:
+        raise CheckpointError(
+            f"{source} lacks a tensor of its adapter or head: {one_line(error)}. Restore it from a copy."
+        ) from error
     buffer = io.BytesIO()
     torch.save({"state_dict": state, "meta": {}}, buffer)
     checkpoint.replace_file(target, buffer.getvalue())
@@ -175,19 +169,14 @@ def _backbone_entry(backbone: nn.Module, blocks: list[backbones.BlockInfo]) -> d
     return checkpoint.describe_blocks(backbones.architecture(backbone), blocks) | {"given": {}}
 
 
-def _build_head(backbone: nn.Module, official: Official, path: str | os.PathLike[str]) -> heads.Mask2FormerHead | None:
-    """Build the head of a checkpoint, without its weights, and check that it fits the file and the backbone."""
+def _build_head(backbone: nn.Module, official: Official, path: str | os.PathLike[str]) -> heads.Head | None:
+    """Build the head of a checkpoint, and check that it fits the file and the backbone."""
     if official.head is None:
         return None
     config, query_dim = official.config, official.head["channels"]
     if official.head["num_queries"] is None and (config is None or config.query_dim != query_dim):
         adapter = "no adapter" if config is None else f"an adapter with query_dim={config.query_dim}"
         raise CheckpointError(f"{path} has a head that expects an adapter with query_dim={query_dim}, but {adapter}.")
-    try:
-        head = heads.Mask2FormerHead(**official.head)
-    except InputError as error:
-        raise CheckpointError(f"{path} has a head with invalid settings: {error}") from error
-    checkpoint.match_tensors(head, official.head_tensors, path)
     channels = backbones.map_channels(backbone)
     got = [channels[index] for index in default_indices(len(channels), 4)] if len(channels) >= 4 else channels
     if got != official.head["in_channels"]:
@@ -195,7 +184,7 @@ def _build_head(backbone: nn.Module, official: Official, path: str | os.PathLike
             f"{path} does not fit this {backbones.architecture(backbone)}: its head expects maps of "
             f"{official.head['in_channels']} channels, the model's maps have {got}."
         )
-    return head
+    return checkpoint.build_head(heads.Mask2FormerHead, official.head, official.head_tensors, path)
 
 
 def _check_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:

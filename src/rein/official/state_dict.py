@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rein.checkpoint import list_names
 from rein.config import ReinConfig
-from rein.errors import CheckpointError, InputError
+from rein.errors import CheckpointError, InputError, one_line
 from rein.official.names import (
     ADAPTER_PREFIX,
     BACKBONE_PREFIX,
@@ -70,7 +71,9 @@ def convert(
         if prefix is None:
             unknown.append(str(key))
         elif not value.is_floating_point() or not value.isfinite().all():
-            raise CheckpointError(f"{path} has a tensor {key} of dtype {value.dtype}; expected finite floating point numbers.")
+            raise CheckpointError(
+                f"{path} has a tensor {one_line(key)} of dtype {value.dtype}; expected finite floating point numbers."
+            )
         else:
             parts[prefix][key.removeprefix(prefix)] = value
     try:
@@ -79,9 +82,9 @@ def convert(
     except CheckpointError:
         raise
     except (LookupError, RuntimeError, ValueError, ZeroDivisionError, TypeError) as error:
-        raise CheckpointError(f"{path} is not in the official layout: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{path} is not in the official layout: {type(error).__name__}: {one_line(error)}") from error
     if unknown:
-        raise CheckpointError(f"{path} has {len(unknown)} unknown keys: {', '.join(sorted(unknown))}.")
+        raise CheckpointError(f"{path} has {len(unknown)} unknown keys: {list_names(sorted(unknown))}.")
     backbone = {name: value for key, value in parts[BACKBONE_PREFIX].items() if (name := backbone_name(key)) is not None}
     return Official(config, adapter, head, head_tensors, backbone)
 
@@ -102,7 +105,7 @@ def _convert_adapter(
     first = {name.removeprefix("stages.0."): value for name, value in tensors.items()}
     tokens = first.get("tokens", first.get("tokens_a"))
     if tokens is None:
-        keys = ", ".join(sorted(ADAPTER_PREFIX + key for key in state))
+        keys = list_names(sorted(ADAPTER_PREFIX + key for key in state))
         raise CheckpointError(
             f"{path} has an adapter without tokens in its first stage: expected {ADAPTER_PREFIX}[0.]learnable_tokens or "
             f"learnable_tokens_a, got {keys}."
@@ -137,8 +140,8 @@ def _convert_head(
     missing = sorted(f"{HEAD_PREFIX}{key}" for key in names.keys() - state.keys())
     unknown.extend(f"{HEAD_PREFIX}{key}" for key in state.keys() - names.keys())
     if missing:
-        more = f" Unknown keys: {', '.join(sorted(unknown))}." if unknown else ""
-        raise CheckpointError(f"{path} lacks {len(missing)} keys of a Mask2Former head: {', '.join(missing)}.{more}")
+        more = f" Unknown keys: {list_names(sorted(unknown))}." if unknown else ""
+        raise CheckpointError(f"{path} lacks {len(missing)} keys of a Mask2Former head: {list_names(missing)}.{more}")
     tensors: dict[str, Tensor] = {}
     for key, ours in names.items():
         tensors |= dict(zip(ours, state[key].chunk(len(ours)), strict=True))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from rein.backbones import BlockInfo
+from rein.backbones import BlockInfo, get_tokens, replace_tokens
 from rein.checkpoint import load, save
 from rein.config import ReinConfig
 from rein.errors import InputError, ReinError
@@ -101,6 +101,7 @@ def check_backbone(
     * prefix rows: prefix tokens and all other items of a block's output stay bit-identical. Tokens that are the same for every
       image, and therefore are not patches, come before the patch tokens.
     * gradients: they reach every layer of the adapter and no frozen parameter.
+    * in place: hooks may change the outputs of the blocks in place in training.
     * frozen: training mode changes neither features nor buffers.
     * disabled, unwrap: the outputs are bit-identical to those of the bare model.
     * deepcopy: a copy of the wrapped model is independent.
@@ -258,8 +259,47 @@ def _gradients(case: _Case) -> None:
                 gradient: Any = parameter.grad
                 reached = gradient.flatten(1).abs().amax(1) > 0
                 _check(reached.all(), "gradients", f"{name} has a gradient only in some layers: {reached.tolist()}")
-        else:
+        elif name.startswith(_backbone_prefixes(model)):
             _check(parameter.grad is None, "gradients", f"the frozen parameter {name} has a gradient")
+
+
+def _in_place(case: _Case) -> None:
+    """Hooks that change the outputs of the blocks in place give the features and gradients of hooks that return a new output."""
+    first = case.wrapped().train()
+    second = copy.deepcopy(first)
+    infos = get_injection(first).blocks
+    found = []
+    for model, make_hook in ((first, _scale), (second, _scale_in_place)):
+        for info in infos:
+            model.get_submodule(info.path).register_forward_hook(make_hook(info))
+        try:
+            tokens = case.tokens(model, infos)
+            torch.stack([each.float().square().mean() for each in tokens]).sum().backward()
+        except RuntimeError as error:
+            raise BackboneCheckError(f"in place: the outputs of the blocks cannot be changed in place: {error}") from error
+        found.append([*tokens, *(p.grad for p in getattr(model, ADAPTER).parameters() if p.grad is not None)])
+    _check(
+        _close(found[1], found[0], 1e-5), "in place", "the features or gradients differ from those of a change in a new tensor"
+    )
+
+
+def _scale(info: BlockInfo) -> Callable[..., Any]:
+    """A hook that returns a new output, with the tokens multiplied."""
+    return lambda module, args, output: replace_tokens(output, info, get_tokens(output, info) * 1.5)
+
+
+def _scale_in_place(info: BlockInfo) -> Callable[..., Any]:
+    """A hook that multiplies the tokens of the output in place."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        (output if info.item is None else output[info.item]).mul_(1.5)
+
+    return hook
+
+
+def _backbone_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """The beginnings of the names of parameters and buffers of the frozen backbone."""
+    return tuple(f"{path}." if path else "" for path in get_injection(model).backbones)
 
 
 @torch.no_grad()
@@ -267,7 +307,8 @@ def _frozen(case: _Case) -> None:
     model = case.wrapped()
     infos = get_injection(model).blocks
     expected = case.tokens(model, infos)
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    prefixes = _backbone_prefixes(model)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if name.startswith(prefixes)}
     model.train()
     for _ in range(2):
         _check(_equal(case.tokens(model, infos), expected), "frozen", "the features change in training mode, or are random")
@@ -385,6 +426,7 @@ _CHECKS: list[tuple[str, Callable[[_Case], bool | None]]] = [
     ("features", _features),
     ("prefix rows", _prefix_rows),
     ("gradients", _gradients),
+    ("in place", _in_place),
     ("frozen", _frozen),
     ("disabled", _disabled),
     ("unwrap", _unwrap),

@@ -325,7 +325,7 @@ class TestFolder:
         assert np.array_equal(day[2][1].numpy(), tree.labels[2])
         with pytest.raises(InputError, match=r"day has no split 'dusk': it has no folder dusk/images"):
             open_dataset("folder", tmp_path / "day", "dusk")
-        with pytest.raises(InputError, match=r"night/images is not a folder"):
+        with pytest.raises(InputError, match=r"night does not exist; expected images/.*The splits of .* are day, dusk"):
             open_dataset("folder", tmp_path, "night")
 
     def test_classes_may_be_passed_as_options(self, tmp_path):
@@ -393,13 +393,13 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_names(tmp_path):
         open_dataset("cityscapes", tmp_path, "training")
     with pytest.raises(InputError, match="acdc has no option 'weather'; expected one of condition, labels"):
         open_dataset("acdc", tmp_path, weather="fog")
-    with pytest.raises(InputError, match=r"leftImg8bit/val has no images; expected \*_leftImg8bit.png"):
+    with pytest.raises(InputError, match=r"leftImg8bit/val has no images; expected \*_leftImg8bit.png. .*/val does not exist"):
         open_dataset("cityscapes", tmp_path, "val")
-    with pytest.raises(InputError, match="nowhere is not a folder"):
+    with pytest.raises(InputError, match="nowhere does not exist; expected the folder of the data set"):
         open_dataset("cityscapes", tmp_path / "nowhere")
     with pytest.raises(InputError, match="No folder given for the data set. Pass its path"):
         open_dataset("cityscapes", None)
-    with pytest.raises(InputError, match="labels of acdc is 'no'; expected one of True, False"):
+    with pytest.raises(InputError, match="labels of acdc is 'no'; expected true or false"):
         open_dataset("acdc", tmp_path, labels="no")
 
 
@@ -455,8 +455,9 @@ class TestCheck:
         assert report.problems == []
         if tree.labels:
             drawn = np.bincount(np.concatenate([label.ravel() for label in tree.labels]), minlength=256)
-            assert np.array_equal(report.pixels, drawn[: len(report.pixels)])
-            assert report.ignored == drawn[255]
+            assert np.array_equal(report.found.pixels, drawn[: len(report.found.pixels)])
+            assert report.found.ignored == drawn[255]
+            assert report.verdict() == ""
 
     def test_the_report_shows_the_share_of_each_class(self, tmp_path):
         trees.make("folder", tmp_path, count=1, size=(32, 64))
@@ -464,7 +465,11 @@ class TestCheck:
             tmp_path / "train" / "labels" / "000.png"
         )
         text = check.check("folder", tmp_path).text()
-        assert text.splitlines()[:2] == ["folder, train: 1 images, 1 usable, 1 read without errors", "sizes: 64 x 32 (1)"]
+        assert text.splitlines()[:3] == [
+            "folder, train: 1 images, 1 usable, 1 read without errors",
+            "sizes: 64 x 32 (1)",
+            "labels: values 0 to 2 in one channel (1)",
+        ]
         assert "sky      75.00  ######" in text
         assert "thing    25.00  ############" in text
         assert "ground       -" in text
@@ -483,10 +488,66 @@ class TestCheck:
         assert main(["data", "check", "cityscapes", str(tmp_path / "data"), "--out", str(out)]) == 2
         printed = capsys.readouterr()
         assert "6 images, 5 usable, 4 read without errors" in printed.out
-        assert "2 of 6 pairs " in printed.err
+        assert "bad pairs: 2 of 6; the first: " in printed.err
         assert f"{tree.images[3].name} has no label" in printed.err
         assert printed.err.count("\n") == 1
         assert out.exists()
+
+    def test_every_bad_pair_is_listed_up_to_a_limit(self, tmp_path, capsys):
+        tree = trees.make("folder", tmp_path, count=9)
+        for path in tree.label_files[:2]:
+            path.unlink()
+        for path in tree.label_files[4:7]:
+            path.write_bytes(b"none")
+        names = [path.name for path in [*tree.images[:2], *tree.label_files[4:7]]]
+        for options, count in (([], 5), (["--max-problems", "3"], 3)):
+            assert main(["data", "check", "folder", str(tmp_path), *options]) == 2
+            printed = capsys.readouterr()
+            lines = printed.out.partition("bad pairs: 5\n")[2].splitlines()
+            assert [name in line for name, line in zip(names, lines, strict=False)] == [True] * count + [False] * (
+                len(lines) - count
+            )
+            assert lines[count:] == ["  and 2 more"] * (count < 5)
+            assert "bad pairs: 5 of 9; the first: " in printed.err
+
+    @pytest.mark.parametrize("name", ON_DISK)
+    def test_labels_without_an_image_are_reported(self, tmp_path, name, capsys):
+        tree = trees.make(name, tmp_path, size=(32, 64))
+        assert open_dataset(name, tmp_path, **tree.options).unused_labels == []
+        tree.images[1].unlink()
+        assert open_dataset(name, tmp_path, **tree.options).unused_labels == [tree.label_files[1]]
+        assert open_dataset(name, tmp_path, labels=False, **tree.options).unused_labels == []
+        options = [text for key, value in tree.options.items() for text in ("--option", f"{key}={value}")]
+        assert main(["data", "check", name, str(tmp_path), *options]) == 2
+        printed = capsys.readouterr()
+        assert f"labels without an image: 1\n  {tree.label_files[1]}\n" in printed.out
+        assert (
+            f"labels without an image: 1; the first: {tree.label_files[1]}. Add the images, or remove the labels." in printed.err
+        )
+
+    def test_one_class_alone_is_refused(self, tmp_path, capsys):
+        trees.make("folder", tmp_path)
+        options = ["--option", "classes=crack", "--option", "ignored=1,2,11"]
+        assert main(["data", "check", "folder", str(tmp_path), *options]) == 2
+        assert "the only class is 'crack'; expected two or more. Name what is not 'crack', too" in capsys.readouterr().err
+
+    def test_the_first_missing_part_of_a_path_is_named(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        trees.make("folder", tmp_path / "mine", split="day")
+        shutil.rmtree(tmp_path / "mine" / "day" / "labels")
+        (tmp_path / "file").touch()
+        for arguments, said in (
+            (["folder", "nosuch", "--split", "dawn"], "nosuch does not exist; expected images/"),
+            (["folder", "mine", "--split", "dawn"], "mine/dawn does not exist; expected images/"),
+            (["folder", "mine", "--split", "day"], "mine/day/labels does not exist. To open images without labels"),
+            (["cityscapes", "no/such"], "no does not exist; expected the folder of the data set"),
+            (["cityscapes", "file"], "file is not a folder; expected the folder of the data set"),
+            (["cityscapes", "mine"], "has no images; expected *_leftImg8bit.png. mine/leftImg8bit does not exist."),
+        ):
+            assert main(["data", "check", *arguments]) == 2
+            assert said in capsys.readouterr().err
+        with pytest.raises(InputError, match="^no does not exist; expected a folder of images or an image file"):
+            Images("no/such.png")
 
     def test_a_limit_reads_evenly_spaced_pairs(self, tmp_path, capsys):
         tree = trees.make("bdd100k", tmp_path, count=9, size=(32, 32))
@@ -510,7 +571,7 @@ class TestCheck:
         for text, message in (
             ("condition=dusk", "condition of acdc is 'dusk'"),
             ("weather=fog", "'weather=fog' is not an option of acdc; expected one of condition=, labels="),
-            ("labels=maybe", "labels of acdc cannot be 'maybe'; expected a value to load labels (true) or only images (false)"),
+            ("labels=maybe", "labels of acdc cannot be 'maybe'; expected true or false, to load labels (true)"),
         ):
             assert main([*arguments, text]) == 2
             assert message in capsys.readouterr().err

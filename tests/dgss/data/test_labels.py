@@ -93,8 +93,13 @@ def other_size(root):
 
 
 def coloured_label(root):
-    Image.new("RGB", (48, 32)).save(root / "day" / "labels" / "001.png")
-    return "001.png has mode RGB; expected a label with one channel"
+    picture = Image.new("RGB", (48, 32))
+    picture.putpixel((3, 4), (128, 64, 0))
+    picture.save(root / "day" / "labels" / "001.png")
+    return (
+        r"001.png has 2 colours, such as \[0, 0, 0\], \[128, 64, 0\]; expected class numbers in one channel or in equal channels. "
+        "If the colours are classes, add a colour table to index.json"
+    )
 
 
 def broken_image(root):
@@ -147,12 +152,22 @@ def test_a_damaged_folder_is_an_error_that_names_the_file(root, damage):
 
 def test_a_bad_folder_or_index_is_refused(root):
     with pytest.raises(
-        InputError, match=r"images is not a folder; expected images/\* and labels/\*.png in .*night or in .*night/train"
+        InputError,
+        match=r"night does not exist; expected images/\* and labels/\*.png in .*night or in .*night/train. Check the path",
     ):
         open_domain(root, "night")
     for content, message in (
         ("{not json", "index.json cannot be read"),
-        ("[]", "expected a JSON object with a list 'classes'"),
+        ("[]", "is a JSON list; expected a JSON object with a list 'classes'"),
+        ("[" * 100_000, "index.json cannot be read: .*Expected a JSON object"),
+        (
+            '{"clases": ["a", "b"]}',
+            r"unknown key 'clases' in .*index.json; expected 'classes', 'palette', .*\. Did you mean 'classes'\?",
+        ),
+        ('{"classes": ["a", "b"], "colours": []}', r"unknown key 'colours' in .*Did you mean 'colors'\?"),
+        ('{"classes": ["a", "b"], "licence": "mine"}', "unknown key 'licence' in .*Remove the key"),
+        ('{"classes": ["a", "\\ud800"]}', "expected different, non-empty names of printable characters"),
+        ('{"classes": ["a", " "]}', "expected different, non-empty names of printable characters"),
         ('{"classes": 5}', "The class names are unknown"),
         ('{"classes": "road"}', "The class names are unknown"),
         ('{"classes": ["a", "a"]}', "The class names are 'a', 'a'; expected different, non-empty names"),
@@ -173,7 +188,7 @@ def test_a_bad_folder_or_index_is_refused(root):
     (root / "index.json").unlink()
     with pytest.raises(
         InputError,
-        match=r"The class names are unknown; expected a list of names 'classes' in .*index.json. Add the list, or pass",
+        match=r"The class names are unknown; expected a list of names 'classes' in .*index.json. Add the list, or set the option",
     ):
         label_space(root)
     with pytest.raises(InputError, match="The palette has 1 colours for 2 classes; expected one per class"):

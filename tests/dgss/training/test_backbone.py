@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from rein import official
 from rein.dgss.training import backbone
 from rein.dgss.training.backbone import make_backbone
-from rein.errors import InputError
+from rein.errors import CheckpointError, InputError
 from rein.testing import pocket_vit
 
 
@@ -110,11 +110,44 @@ def test_families_of_the_recipes_are_converted_to_another_size(tmp_path, name, p
 
 def test_weights_that_do_not_fit_or_cannot_be_read_are_refused(tmp_path):
     path = saved(timm.create_model("test_vit", num_classes=0), tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match="do not fit test_vit2 with {}: .* are missing or have another shape"):
+    with pytest.raises(InputError, match="do not fit test_vit2 with {}: .* are missing or have another shape or type"):
         make_backbone("test_vit2", False, None, weights=path)
     path.write_bytes(b"nothing")
-    with pytest.raises(InputError, match="cannot be read as weights"):
+    with pytest.raises(
+        CheckpointError, match="is not a complete safetensors file: .* If it is a PyTorch file, let its name end in"
+    ):
         make_backbone("test_vit", False, None, weights=path)
+    with pytest.raises(CheckpointError, match=r"cannot read .*none.safetensors: No such file or directory. Pass the file with"):
+        make_backbone("test_vit", False, None, weights=tmp_path / "none.safetensors")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(InputError, match="holds no tensors by name"):
         make_backbone("test_vit", False, None, weights=tmp_path / "list.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        (
+            "pos_embed",
+            torch.zeros(1, 2, 1_000_000),
+            r"pos_embed of shape \(1, 2, 1000000\); expected .* no other tensor wider than",
+        ),
+        (
+            "patch_embed.proj.weight",
+            torch.zeros(1, 1, 2000, 2000),
+            r"of shape \(1, 1, 2000, 2000\); expected kernels of at most 64",
+        ),
+        ("patch_embed.proj.weight", torch.zeros(3), r"the weights do not fit test_vit with .*: they cannot be converted"),
+        (
+            "norm.weight",
+            torch.zeros(64, dtype=torch.int64),
+            r"do not fit test_vit with {}: norm.weight are missing or have another",
+        ),
+        ("norm.weight", torch.zeros(64, dtype=torch.complex64), r"norm.weight are missing or have another shape or type"),
+    ],
+)
+def test_weights_of_another_shape_or_type_are_refused_before_they_are_resampled(tmp_path, name, tensor, message):
+    state = {**timm.create_model("test_vit", num_classes=0).state_dict(), name: tensor}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=message):
+        make_backbone("test_vit", False, None, weights=tmp_path / "w.pth")

@@ -87,7 +87,7 @@ def run_sharded(rank, method, port, folder):
     shard(model, torch.distributed.init_device_mesh("cpu", (2,)))
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters() if parameter.ndim)
     inputs, labels = batch()
-    loss = model.loss(inputs[rank, None], labels[rank, None])
+    loss = model(inputs[rank, None], labels[rank, None])
     loss.backward()
     gradients = {
         name: parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
@@ -107,7 +107,7 @@ def test_weights_sharded_by_fsdp_give_the_same_loss_gradients_and_predictions(tm
     processes.spawn(run_sharded, (method, unused_tcp_port, str(tmp_path)), nprocs=2)
     got = torch.load(tmp_path / "rank0.pt", weights_only=True)
     model = segmenter(method)
-    model.loss(*batch()).backward()  # a mean over both images, each with as many labelled pixels
+    model(*batch()).backward()  # a mean over both images, each with as many labelled pixels
     wanted = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert got["gradients"].keys() == wanted.keys()
     for name, gradient in wanted.items():

@@ -7,6 +7,7 @@ import torch
 import rein
 from rein.dgss import methods
 from rein.dgss.data.transforms import Normalize
+from rein.dgss.training.experiment import Experiment
 from rein.dgss.training.optimization import Optimization
 from rein.dgss.training.task import SegmentationTask
 from rein.errors import InputError
@@ -60,3 +61,28 @@ def test_prompts_are_not_decayed_as_tokens_are_not():
     groups = task.configure_optimizers()["optimizer"].param_groups
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert decays[id(vit.vpt.prompts)] == 0
+
+
+def test_an_experiment_has_two_classes_or_more():
+    """Refused before the backbone, which does not exist here, is built."""
+    with pytest.raises(InputError, match="num_classes is 1; it must be 2 to 255. For a binary segmentation, count two classes"):
+        Experiment(num_classes=1, backbone="nosuch")
+
+
+def test_the_settings_of_a_head_choose_its_loss():
+    settings = {"loss": {"cross_entropy": 1.0, "dice": 1.0}, "class_weights": [1, 5]}
+    task = Experiment(
+        num_classes=2, backbone="test_vit", pretrained=False, patch_size=8, head="LinearHead", head_settings=settings, window=None
+    )
+    assert task.segmenter.head.arguments.items() >= {"loss": settings["loss"], "class_weights": [1.0, 5.0]}.items()
+    with pytest.raises(InputError, match=r"class_weights is \[1\]; expected 2 finite numbers"):
+        Experiment(num_classes=2, backbone="test_vit", pretrained=False, head="LinearHead", head_settings={"class_weights": [1]})
+
+
+def test_a_training_step_goes_through_the_segmenters_call(monkeypatch):
+    model = segmenter()
+    task, seen = SegmentationTask(model, NORMALIZE), []
+    monkeypatch.setattr(task, "log", lambda *args, **settings: None)
+    model.register_forward_hook(lambda module, args, output: seen.append(output))
+    loss = task.training_step((torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, 32, 32, dtype=torch.uint8)), 0)
+    assert seen == [loss]

@@ -17,9 +17,10 @@ from rein.checkpoint import replace_file
 from rein.dgss import panels
 from rein.dgss.data.datasets import DATASETS, open_spec
 from rein.dgss.data.datasets.files import NO_LABEL
+from rein.dgss.data.occurrence import Occurrence
 from rein.dgss.data.pairs import Pairs
 from rein.dgss.data.sampling import evenly_spaced
-from rein.dgss.labels import IGNORE_LABEL, LabelSpace
+from rein.dgss.labels import IGNORE_LABEL
 from rein.errors import InputError
 
 _MAX_DRAWN = 4
@@ -32,59 +33,88 @@ class Report:
     Attributes:
         name: name of the data set.
         split: name of the split.
-        space: the classes of the labels.
         images: number of images on disk.
         usable: number of images that the data set uses.
-        read: number of pairs that were read without errors.
+        found: classes and pixels of the pairs that were read without errors.
         sizes: (width, height) -> number of images.
-        pixels: number of pixels of each class in the pairs that were read.
-        ignored: number of ignored pixels in the pairs that were read.
+        codings: how labels encode classes, in words -> number of labels.
         problems: error texts, one per pair, in the order of detection.
         left_out: image path -> reason, for images that the data set excludes by design.
+        unused_labels: labels on disk that have no image.
+        absent: why `rein fit` refuses the labels as a source: a class never occurs. Empty if it does not refuse them.
     """
 
     name: str
     split: str
-    space: LabelSpace
     images: int
     usable: int
-    read: int = 0
+    found: Occurrence
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    pixels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    ignored: int = 0
+    codings: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     left_out: dict[Path, str] = field(default_factory=dict)
+    unused_labels: list[Path] = field(default_factory=list)
+    absent: str = ""
 
     @property
-    def absent(self) -> list[str]:
-        """Names of the classes without pixels."""
-        return [name for name, count in zip(self.space.names, self.pixels, strict=True) if not count]
+    def read(self) -> int:
+        """Number of pairs that were read without errors."""
+        return self.found.labels
 
-    def text(self) -> str:
-        """The report as text."""
+    def text(self, max_problems: int | None = None) -> str:
+        """The report as text.
+
+        Args:
+            max_problems: list at most this many problems of each kind; None lists all.
+        """
+        names, pixels, ignored = self.found.space.names, self.found.pixels, self.found.ignored
         lines = [f"{self.name}, {self.split}: {self.images:,} images, {self.usable:,} usable, {self.read:,} read without errors"]
         if self.sizes:
             sizes = [f"{width} x {height} ({count:,})" for (width, height), count in self.sizes.most_common(5)]
             lines.append(f"sizes: {', '.join(sizes)}{f' and {len(self.sizes) - 5} more' if len(self.sizes) > 5 else ''}")
+        if self.codings:
+            lines.append(f"labels: {'; '.join(f'{coding} ({count:,})' for coding, count in self.codings.most_common())}")
         if self.left_out:
             image, reason = next(iter(self.left_out.items()))
             lines.append(f"left out: {len(self.left_out):,}; the first is {image}: {reason}")
-        labelled = int(self.pixels.sum())
+        labelled = int(pixels.sum())
         if labelled:
-            width = max(map(len, self.space.names))
+            width = max(map(len, names))
             lines.append(f"{'class'.ljust(width)}  % of labelled pixels")
-            for name, count in zip(self.space.names, self.pixels, strict=True):
+            for name, count in zip(names, pixels, strict=True):
                 share = 100 * count / labelled
                 lines.append(
                     f"{name.ljust(width)}  {share:6.2f}  {'#' * round(share / 2)}" if count else f"{name.ljust(width)}       -"
                 )
-            lines.append(f"classes without pixels: {', '.join(self.absent) or 'none'}")
-            if len(self.space.names) == 2 and self.absent and self.ignored:
-                lines.append("(255 is ignored. If the labels are masks of 0 and 255, set values=0,255.)")
-            lines.append(f"ignored: {100 * self.ignored / (labelled + self.ignored):.2f} % of all pixels")
+            partly = f", of {self.read:,} labels that were read" if self.read < self.usable else ""
+            lines.append(f"classes without pixels{partly}: {', '.join(self.found.absent) or 'none'}")
+            lines.append(f"ignored: {100 * ignored / (labelled + ignored):.2f} % of all pixels")
         elif self.read:
             lines.append("all pixels are ignored")
+        lines += _listed("labels without an image", list(map(str, self.unused_labels)), max_problems)
+        lines += _listed("bad pairs", self.problems, max_problems)
         return "\n".join(line.rstrip() for line in lines)
+
+    def verdict(self) -> str:
+        """What is wrong, in one line; empty if nothing is."""
+        wrong = []
+        if self.problems:
+            wrong.append(f"bad pairs: {len(self.problems)} of {self.images}; the first: {self.problems[0]}")
+        if self.unused_labels:
+            wrong.append(
+                f"labels without an image: {len(self.unused_labels)}; the first: {self.unused_labels[0]}. Add the images, or remove "
+                "the labels."
+            )
+        if self.absent:
+            wrong.append(self.absent)
+        return " ".join(wrong)
+
+
+def _listed(title: str, entries: Sequence[str], limit: int | None) -> list[str]:
+    """A title with the number of entries, and at most `limit` of them; nothing if there are none."""
+    shown = entries[:limit]
+    more = [f"  and {len(entries) - len(shown):,} more"] if len(shown) < len(entries) else []
+    return [f"{title}: {len(entries):,}", *(f"  {entry}" for entry in shown), *more] if entries else []
 
 
 def check(
@@ -118,10 +148,10 @@ def check(
         problems.append(str(error))
     count = len(data)
     missing = {image: reason for image, reason in data.left_out.items() if reason.startswith(NO_LABEL)}
-    problems += [f"{image}: {reason}" for image, reason in list(missing.items())[1:]]  # the error above names the first
-    report = Report(name, split, data.space, count + len(data.left_out), count, problems=problems)
+    problems += [f"{image} has {reason}" for image, reason in list(missing.items())[1:]]  # the error above names the first
+    report = Report(name, split, count + len(data.left_out), count, Occurrence(data.space), problems=problems)
     report.left_out = {image: reason for image, reason in data.left_out.items() if image not in missing}
-    report.pixels = np.zeros(len(data.space.names), np.int64)
+    report.unused_labels = list(data.unused_labels)
     good = []
     for index in tqdm(evenly_spaced(count, limit), desc="read", leave=False, disable=None):
         try:
@@ -131,16 +161,27 @@ def check(
             continue
         good.append(index)
         report.sizes[image.shape[2], image.shape[1]] += 1
-        counts = np.bincount(label.numpy().ravel(), minlength=IGNORE_LABEL + 1)
-        report.pixels += counts[: len(report.pixels)]
-        report.ignored += int(counts[IGNORE_LABEL])
-    report.read = len(good)
+        report.codings[data.coding_of(index)] += 1
+        report.found.add(label.numpy())
+    if DATASETS[name].absent is None and options.get("labels", True) and report.read:
+        report.absent = _describe_absent(report, everything=limit is None or limit >= count)
     if out is not None and good:
         drawn = [good[i] for i in evenly_spaced(len(good), _MAX_DRAWN)]
         buffer = io.BytesIO()
         draw(data, drawn, f"{name}, {split}").save(buffer, "PNG")
         replace_file(out, buffer.getvalue())
     return report
+
+
+def _describe_absent(report: Report, everything: bool) -> str:
+    """Why `rein fit` refuses the labels as a source; empty if it does not, or if that is unknown because some were not read."""
+    names = report.found.space.names
+    if len(names) == 1:
+        return (
+            f"the only class is {names[0]!r}; expected two or more. Name what is not {names[0]!r}, too: "
+            f"classes: [background, {names[0]}]."
+        )
+    return report.found.describe_absent(f"the split {report.split!r}") if everything and report.found.absent else ""
 
 
 def draw(data: Pairs, indices: Sequence[int], title: str, cell_width: int = 420) -> Image.Image:
@@ -169,6 +210,8 @@ def table() -> str:
         if spec.splits:
             lines.append(f"    splits: {', '.join(spec.splits)}")
         for name, option in spec.options.items():
+            if option.kind.parse is None:
+                continue
             choices = f"; one of {', '.join(map(str, option.choices))}" if option.choices else ""
             lines.append(f"    {name}=: {option.help}{choices}")
         if spec.url:

@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset
 
-from rein.dgss.data.datasets import Images, Pairs, open_dataset, space_of
+from rein.dgss.data.datasets import DATASETS, Images, Pairs, Part, open_dataset, part_of, space_of
+from rein.dgss.data.occurrence import find_classes
 from rein.dgss.data.pairs import Sample
 from rein.dgss.data.sampling import RunLoader, RunSampler, TransformedDataset, evenly_spaced
 from rein.dgss.data.transforms import TrainingTransform, resized
 from rein.dgss.labels import LabelSpace
-from rein.errors import InputError
+from rein.errors import InputError, ReinError
+
+SOURCE, HELD_OUT, UNSEEN = "source", "held-out source", "unseen"  # roles of a target domain
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,17 @@ class Domain:
         """Open the pairs of the domain."""
         return open_dataset(self.dataset, self.folder(root), self.split or default_split, **self.options)
 
+    def space(self, root: Path, default_split: str) -> LabelSpace:
+        """The classes of the domain."""
+        return space_of(self.dataset, self.folder(root), self.split or default_split, **self.options)
+
+    def part(self, root: Path, default_split: str) -> Part:
+        """Which part of which domain it is, whatever its title."""
+        return part_of(self.dataset, self.folder(root), self.split or default_split, **self.options)
+
+
+Opened = tuple[Domain, Pairs, range]  # the pairs of a domain, and which of them are used
+
 
 class DomainData(lightning.LightningDataModule):
     """Training batches from the source domains; validation pairs, target pairs and images to predict, one by one.
@@ -74,6 +90,8 @@ class DomainData(lightning.LightningDataModule):
         workers: processes that load images; 0 loads in the main process.
         seed: seed of the order and the transforms.
         judged_edge: deprecated name of `eval_edge`.
+        allow_absent_classes: train and evaluate although a class never occurs in the labels of the sources. Without it, such
+            classes are an error where users state how labels encode classes (the data set `folder`).
 
     Attributes:
         space: the classes, which all domains share.
@@ -100,6 +118,7 @@ class DomainData(lightning.LightningDataModule):
         workers: int = 4,
         seed: int = 0,
         judged_edge: int | None = None,
+        allow_absent_classes: bool = False,
     ) -> None:
         super().__init__()
         if judged_edge is not None:
@@ -107,14 +126,15 @@ class DomainData(lightning.LightningDataModule):
             eval_edge = judged_edge if eval_edge is None else eval_edge
         self.root, self.sources, self.targets, self.validation = Path(root), list(sources), list(targets), list(validation)
         self.held_out, self.predict, self.batch_size, self.workers, self.seed = held_out, predict, batch_size, workers, seed
-        self.eval_edge, self.limit = eval_edge, limit
+        self.eval_edge, self.limit, self.allow_absent_classes = eval_edge, limit, allow_absent_classes
         self.transform = TrainingTransform(crop, scales, max_share, photometric=photometric)
         if min(batch_size, held_out, 1 if eval_edge is None else eval_edge, 1 if limit is None else limit) < 1 or workers < 0:
             raise InputError(
                 f"batch_size is {batch_size}, held_out {held_out}, eval_edge {eval_edge}, limit {limit} and workers {workers}; "
                 "expected at least 1, and at least 0 workers."
             )
-        domains = [*self.sources, *self.targets, *self.validation]
+        domains = [(domain, "train") for domain in self.sources]
+        domains += [(domain, "val") for domain in (*self.targets, *self.validation)]
         if not domains:
             raise InputError(
                 "no domain was given. Set data.sources to train on and data.targets to evaluate on, or use a recipe."
@@ -129,10 +149,29 @@ class DomainData(lightning.LightningDataModule):
         """K, the number of classes."""
         return len(self.space.names)
 
-    def _common_space(self, domains: Sequence[Domain]) -> LabelSpace:
-        spaces = {domain.name: space_of(domain.dataset, domain.folder(self.root), **domain.options) for domain in domains}
-        first_name, first = next(iter(spaces.items()))
-        for name, space in spaces.items():
+    def roles(self) -> dict[str, str]:
+        """The role of each target, by its name.
+
+        A target is a `source` if it is the same split of a source's domain; a `held-out source` if it is another split of such a
+        domain, is of a domain in `validation`, or has the title of one of these; otherwise `unseen`.
+        """
+        titles = {domain.title for domain in (*self.sources, *self.validation)} - {None}
+        sources = [domain.part(self.root, "train") for domain in self.sources]
+        known = [*sources, *(domain.part(self.root, "val") for domain in self.validation)]
+        found = {}
+        for target in self.targets:
+            part = target.part(self.root, "val")
+            if any(part.shares_domain(source) and part.split == source.split for source in sources):
+                found[target.name] = SOURCE
+            else:
+                held_out = target.title in titles or any(map(part.shares_domain, known))
+                found[target.name] = HELD_OUT if held_out else UNSEEN
+        return found
+
+    def _common_space(self, domains: Sequence[tuple[Domain, str]]) -> LabelSpace:
+        spaces = [(domain.name, domain.space(self.root, split)) for domain, split in domains]
+        first_name, first = spaces[0]
+        for name, space in spaces:
             if space.names != first.names:
                 raise InputError(
                     f"{name} has the classes {', '.join(space.names)}, {first_name} has {', '.join(first.names)}; expected the same "
@@ -142,33 +181,86 @@ class DomainData(lightning.LightningDataModule):
 
     # -- opening
 
-    def _split_sources(self) -> tuple[Dataset[Sample], Dataset[Sample]]:
-        """(training pairs, validation pairs)."""
+    def _open_sources(self) -> tuple[list[Opened], list[Opened]]:
+        """(training pairs, validation pairs) of each domain."""
         if not self.sources:
             raise InputError("no source was given to train on. Set data.sources, or use a recipe.")
-        opened = [domain.open(self.root, "train") for domain in self.sources]
+        opened = [(domain, domain.open(self.root, "train")) for domain in self.sources]
         if self.validation:
-            return ConcatDataset(opened), ConcatDataset([domain.open(self.root, "val") for domain in self.validation])
-        train: list[Dataset[Sample]] = []
-        held_out: list[Dataset[Sample]] = []
-        for index, pairs in enumerate(opened):
+            validation = [(domain, domain.open(self.root, "val")) for domain in self.validation]
+            return [(*pair, range(len(pair[1]))) for pair in opened], [(*pair, range(len(pair[1]))) for pair in validation]
+        train: list[Opened] = []
+        held_out: list[Opened] = []
+        for index, (domain, pairs) in enumerate(opened):
             share = self.held_out // len(opened) + (index < self.held_out % len(opened))
             kept = len(pairs) - share
             if not 0 < kept < len(pairs):
                 raise InputError(
-                    f"{self.sources[index].name} has {len(pairs)} pairs, of which {share} were to be held out for validation; "
+                    f"{domain.name} has {len(pairs)} pairs, of which {share} were to be held out for validation; "
                     f"expected 1 to {len(pairs) - 1}. Change data.held_out, or set data.validation."
                 )
-            train.append(Subset(pairs, range(kept)))
-            held_out.append(Subset(pairs, range(kept, len(pairs))))
-        return ConcatDataset(train), ConcatDataset(held_out)
+            train.append((domain, pairs, range(kept)))
+            held_out.append((domain, pairs, range(kept, len(pairs))))
+        return train, held_out
+
+    def _describe_absent(self, training: Sequence[Opened]) -> str:
+        """Why a run cannot use its sources: a class never occurs in their labels. Empty if every class occurs.
+
+        Labels are read only where users state how labels encode classes, and until every class was seen.
+
+        Raises:
+            InputError: a label cannot be read.
+        """
+        stated = [opened for opened in training if _states_coding(opened)]
+        if self.allow_absent_classes or not stated:
+            return ""
+        specs = [DATASETS[domain.dataset] for domain, *_ in training]
+        published = {name for spec in specs if spec.absent is not None for name in spec.space.names if name not in spec.absent}
+        found = find_classes([opened[1:] for opened in stated], self.space, self.num_classes, frozenset(published))
+        names = ", ".join(repr(domain.name) for domain, *_ in stated)
+        return found.describe_absent(f"the source{'s' * (len(stated) > 1)} {names}") if found.absent else ""
+
+    def _check_fit(self, training: Sequence[Opened], validation: Sequence[Opened]) -> None:
+        """Refuse sources without a class, and validation pairs that cannot choose a state; log how labels encode classes.
+
+        Raises:
+            InputError: a class never occurs in `training`, or fewer than two in `validation`; or a label cannot be read.
+        """
+        for domain, pairs, indices in filter(_states_coding, training):
+            rank_zero_info(f"labels of {domain.name}: {pairs.coding_of(indices[0])}")
+        absent = self._describe_absent(training)
+        if absent:
+            raise InputError(absent)
+        if all(map(_states_coding, validation)):
+            found = find_classes([opened[1:] for opened in validation], self.space, 2)
+            present = self.num_classes - len(found.absent)
+            if present < 2:
+                raise InputError(
+                    f"the {found.labels} labels of the source validation pairs have pixels of {present} of {self.num_classes} "
+                    "classes; expected two or more, by which the best state is chosen. Set data.validation, or change data.held_out."
+                )
+
+    def _check_test(self) -> None:
+        """As `_check_fit`, but only for sources that are on this machine: evaluation does not need them.
+
+        Raises:
+            InputError: a class never occurs in the sources.
+        """
+        try:
+            absent = self._describe_absent(self._open_sources()[0])
+        except ReinError:
+            return
+        if absent:
+            raise InputError(absent)
 
     # -- loaders
 
     def train_dataloader(self) -> RunLoader:
         """Batches of the whole run."""
         assert self.trainer is not None
-        pairs, _ = self._split_sources()
+        training, validation = self._open_sources()
+        self._check_fit(training, validation)
+        pairs = _concatenated(training)
         sampler = RunSampler(
             len(pairs),  # type: ignore[arg-type]
             self.batch_size,
@@ -181,41 +273,60 @@ class DomainData(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Source validation pairs, one by one."""
-        return self._evaluation_loader(self._split_sources()[1])
+        return self._evaluation_loader(_concatenated(self._open_sources()[1]))
 
     def test_dataloader(self) -> list[DataLoader[Sample]]:
         """One loader per target."""
         if not self.targets:
             raise InputError("no target was given to evaluate on. Set data.targets, or use a recipe.")
+        self._check_test()
         return [self._evaluation_loader(domain.open(self.root, "val")) for domain in self.targets]
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The images of `predict`, each with its index."""
+        """Every image of `predict`, with its index."""
+        images = self.open_images()
+        return self._one_by_one(PredictionDataset(images, self.eval_edge), range(len(images)))
+
+    def open_images(self) -> Images:
+        """The images of `predict`.
+
+        Raises:
+            InputError: no folder was given, or it has no images.
+        """
         if self.predict is None:
             raise InputError("no images were given. Pass a folder of images with --data.predict FOLDER.")
-        images = Images(Path(self.predict))
-        images.check()
-        return self._evaluation_loader(images)
+        return Images(Path(self.predict))
 
-    def _evaluation_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
+    def _evaluation_loader(self, pairs: Dataset[Any]) -> DataLoader[Any]:
+        indices = evenly_spaced(len(pairs), self.limit)  # type: ignore[arg-type]
+        return self._one_by_one(EvaluationDataset(pairs, self.eval_edge), indices)
+
+    def _one_by_one(self, dataset: Dataset[Any], indices: Sequence[int]) -> DataLoader[Any]:
         assert self.trainer is not None
-        indices = evenly_spaced(len(dataset), self.limit)  # type: ignore[arg-type]
-        own = indices[self.trainer.global_rank :: self.trainer.world_size]
         return DataLoader(
-            EvaluationDataset(dataset, self.eval_edge),
+            dataset,
             batch_size=1,
-            sampler=_FixedSampler(own),
+            sampler=_FixedSampler(indices[self.trainer.global_rank :: self.trainer.world_size]),
             num_workers=self.workers,
             multiprocessing_context="spawn" if self.workers else None,
             persistent_workers=self.workers > 0,
         )
 
 
+def _states_coding(opened: Opened) -> bool:
+    """Whether the user states how the labels of a domain encode classes; other data sets have a fixed class map."""
+    return DATASETS[opened[0].dataset].absent is None
+
+
+def _concatenated(opened: Sequence[Opened]) -> Dataset[Sample]:
+    return ConcatDataset([Subset(pairs, indices) for _, pairs, indices in opened])
+
+
 class EvaluationDataset(Dataset[Any]):
-    """(image at the evaluation size, label at its own size, index) of each pair; for images alone, (image, own size, index).
+    """(image at the evaluation size, label at its own size, index) of each pair.
 
     Args:
-        dataset: pairs, or `Images`.
+        dataset: the pairs.
         edge: as `eval_edge` of `DomainData`.
     """
 
@@ -223,11 +334,27 @@ class EvaluationDataset(Dataset[Any]):
         self.dataset, self.edge = dataset, edge
 
     def __getitem__(self, index: int) -> Any:
-        if isinstance(self.dataset, Images):
-            image = self.dataset[index]
-            return resized(image, self.edge), tuple(image.shape[-2:]), index
         image, label = self.dataset[index]
         return resized(image, self.edge), label, index
+
+
+class PredictionDataset(Dataset[Any]):
+    """(image at the evaluation size, its own size, index, error) of each image; the error is empty for an image that can be read.
+
+    Args:
+        dataset: the images.
+        edge: as `eval_edge` of `DomainData`.
+    """
+
+    def __init__(self, dataset: Images, edge: int | None) -> None:
+        self.dataset, self.edge = dataset, edge
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            image = self.dataset[index]
+        except InputError as error:  # one bad image must not stop the others
+            return torch.zeros(3, 1, 1, dtype=torch.uint8), (1, 1), index, str(error)
+        return resized(image, self.edge), tuple(image.shape[-2:]), index, ""
 
 
 class _FixedSampler(Sampler[int]):

@@ -6,6 +6,7 @@ An image is (3, H, W) uint8. A label is (H, W) uint8 and holds class indices of 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -24,11 +25,13 @@ class Pairs(Dataset[Sample]):
         pairs: (image path, label path) of each sample. The label path is None if only images were requested. The list is empty if
             the data set has no files.
         left_out: image path -> reason, for images on disk that the data set does not use.
+        unused_labels: labels on disk that have no image.
     """
 
     space: LabelSpace
     pairs: list[tuple[Path, Path | None]]
     left_out: dict[Path, str]
+    unused_labels: Sequence[Path] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -44,6 +47,14 @@ class Pairs(Dataset[Sample]):
     @abstractmethod
     def read_image(self, index: int) -> Tensor:
         """The image without its label, (3, H, W) uint8."""
+
+    def read_label(self, index: int) -> Tensor:
+        """The label without its image, (H, W) uint8."""
+        return self[index][1]
+
+    def coding_of(self, index: int) -> str:
+        """How the label encodes classes, in words."""
+        return "class numbers"
 
     @abstractmethod
     def name_of(self, index: int) -> str:

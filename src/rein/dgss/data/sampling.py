@@ -132,6 +132,16 @@ class RunLoader(DataLoader[Sample]):
         self.batches_served = int(state["batches_served"] if "batches_served" in state else state["handed_out"])
 
 
+def coarse_first(count: int) -> list[int]:
+    """All of `count` indices: 0, then the middle, the quarters, the eighths, and so on; every beginning is evenly spaced."""
+    step = 1 << max(0, count - 1).bit_length()
+    order = [0] if count else []
+    while step > 1:
+        order += range(step // 2, count, step)
+        step //= 2
+    return order
+
+
 def evenly_spaced(count: int, limit: int | None) -> list[int]:
     """At most `limit` of `count` indices, evenly spaced, including the first and the last. None returns all indices."""
     if limit is None or limit >= count:

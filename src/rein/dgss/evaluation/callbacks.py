@@ -110,11 +110,13 @@ class EvaluationReport(Callback):
         settings = {
             **model.describe(),
             "published": None if self.published is None else asdict(self.published),
+            "steps": trainer.max_steps,
             "checkpoint": self.checkpoint,
             "evaluation": self._evaluation(model),
         }
-        write_run(self.out, settings, result, self.data.space, self._examples, sources)
-        self.say(f"{class_table(result)}\n\n{result_table([result], sources)}")
+        roles = self.data.roles()
+        write_run(self.out, settings, result, self.data.space, self._examples, sources, roles)
+        self.say(f"{class_table(result)}\n\n{result_table([result], roles)}")
         if self.published is not None and (self.published.miou or self.published.mean is not None):
             self.say(f"published: {self.published}")
         self.say(f"results.json and examples are in {self.out / 'test'}")
@@ -145,11 +147,21 @@ class PredictionWriter(BasePredictionWriter):
     Args:
         folder: folder of the predictions.
         data: the data module that serves the images.
+
+    Attributes:
+        written: number of predictions that were written.
+        errors: why an image has no prediction, one text per image.
     """
 
     def __init__(self, folder: Path, data: DomainData) -> None:
         super().__init__("batch")
         self.folder, self.data = folder, data
+        self.written = 0
+        self.errors: list[str] = []
+
+    def path_of(self, name: str) -> Path:
+        """The file of the prediction for an image."""
+        return self.folder / f"{name}.png"
 
     def write_on_batch_end(
         self,
@@ -161,14 +173,30 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write the classes of one image."""
-        classes, index = prediction
+        """Write the classes of one image, or note why there are none."""
+        _, _, index, error = batch
+        if error[0]:
+            self.errors.append(error[0])
+            return
         loader: Any = trainer.predict_dataloaders
-        picture = Image.fromarray(classes[0].to(torch.uint8).cpu().numpy(), "P")
+        picture = Image.fromarray(prediction[0].to(torch.uint8).cpu().numpy(), "P")
         picture.putpalette(panels.colour_table(self.data.space).tobytes())
-        path = self.folder / f"{loader.dataset.dataset.name_of(index)}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        path = self.path_of(loader.dataset.dataset.name_of(int(index)))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+        except OSError as failure:
+            self.errors.append(f"{path} cannot be written: {failure.strerror or failure}.")
+        else:
+            self.written += 1
+
+    def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Collect the counts and errors of all devices."""
+        if trainer.world_size > 1:
+            gathered: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, (self.written, self.errors))
+            self.written = sum(written for written, _ in gathered)
+            self.errors = [error for _, errors in gathered for error in errors]
 
 
 def _shown(count: int) -> set[int]:

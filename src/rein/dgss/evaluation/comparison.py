@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rein.checkpoint import replace_file
 from rein.dgss import panels
+from rein.dgss.data.datamodule import UNSEEN
 from rein.dgss.evaluation.results import EvaluatedRun, read_run, result_table, slug, write_results
 from rein.errors import InputError
 
@@ -43,28 +44,39 @@ def compare(folders: Sequence[Path], out: Path, names: Sequence[str] | None = No
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the folder {out} cannot be made: {error.strerror}. Choose another --out.") from error
-    first = runs[0]
+    first, roles = runs[0], _common_roles(runs)
     overview = []
     for domain in first.result.miou:
-        examples = _examples(runs, names, domain)
+        examples = _examples(runs, names, domain, roles[domain])
         if examples:
             title = f"{domain}: predictions, and below them their errors in red (mIoU of the whole domain, %)"
             _write_panel(out / f"{slug(domain)}.png", [replace(each, name="") for each in examples], first, title, errors=True)
             overview.append(examples[len(examples) // 2])
     if overview:
-        title = f"Trained on {', '.join(first.sources)} only (mIoU of the whole domain, %)"
+        alike = all(run.sources == first.sources for run in runs)
+        trained = f"Trained on {', '.join(first.sources)} only" if alike else "Trained on different sources"
+        title = f"{trained} (mIoU of the whole domain, %)"
         _write_panel(out / "panel.png", overview, first, title)
     results = [replace(run.result, method=name) for run, name in zip(runs, names, strict=True)]
     settings = {
-        "sources": first.sources,
-        "targets": [name for name in first.result.miou if name not in first.sources],
+        "sources": list(dict.fromkeys(name for run in runs for name in run.sources)),
+        "targets": [name for name, role in roles.items() if role == UNSEEN],
         "evaluation": first.evaluation,
         "runs": [run.settings | {"folder": str(run.folder)} for run in runs],
     }
-    write_results(out / "results.json", settings, results, first.sources)
-    table = result_table(results, first.sources)
+    write_results(out / "results.json", settings, results, roles)
+    table = result_table(results, roles)
     replace_file(out / "table.txt", (table + "\n").encode())
     return table
+
+
+def _common_roles(runs: Sequence[EvaluatedRun]) -> dict[str, str]:
+    """The role of each domain: unseen only if no run was trained on it, so that every mean covers the same domains."""
+    roles = {}
+    for domain in runs[0].result.miou:
+        found = [run.roles[domain] for run in runs]
+        roles[domain] = next((role for role in found if role != UNSEEN), UNSEEN)
+    return roles
 
 
 def _check_comparable(first: EvaluatedRun, run: EvaluatedRun) -> None:
@@ -81,7 +93,7 @@ def _check_comparable(first: EvaluatedRun, run: EvaluatedRun) -> None:
         )
 
 
-def _examples(runs: Sequence[EvaluatedRun], names: Sequence[str], domain: str) -> list[panels.Example]:
+def _examples(runs: Sequence[EvaluatedRun], names: Sequence[str], domain: str, role: str) -> list[panels.Example]:
     """The pairs of a domain whose pictures every run has kept."""
     kept = runs[0].examples.get(domain, [])
     shared = [name for name in kept if all(name in run.examples.get(domain, []) for run in runs)]
@@ -90,7 +102,7 @@ def _examples(runs: Sequence[EvaluatedRun], names: Sequence[str], domain: str) -
         examples = [run.example(domain, pair) for run in runs]
         found.append(
             panels.Example(
-                name=f"{domain} (source)" if domain in runs[0].sources else domain,
+                name=domain if role == UNSEEN else f"{domain} ({role})",
                 image=examples[0].image,
                 label=examples[0].label,
                 predictions={name: example.prediction for name, example in zip(names, examples, strict=True)},

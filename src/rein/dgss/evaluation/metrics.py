@@ -54,5 +54,9 @@ class ConfusionMatrix:
         return intersection.double() / union
 
     def mean_iou(self) -> float:
-        """Mean IoU over the classes that occur, 0 to 1; NaN if no pixel was counted."""
-        return float(self.iou().nanmean())
+        """Mean IoU over the classes that are labelled or predicted, 0 to 1; NaN if fewer than two classes are labelled.
+
+        Whoever predicts the only class everywhere would get a mean IoU of 1.
+        """
+        labelled = int((self.counts.sum(1) > 0).sum())
+        return float(self.iou().nanmean()) if labelled > 1 else float("nan")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from math import isnan
 from pathlib import Path
@@ -25,6 +25,7 @@ from PIL import Image
 import rein
 from rein.checkpoint import replace_file
 from rein.dgss import panels
+from rein.dgss.data.datamodule import UNSEEN
 from rein.dgss.labels import LabelSpace
 from rein.errors import InputError
 
@@ -60,8 +61,8 @@ class Result:
         backbone_parameters: parameters of the bare backbone.
         tuned_parameters: trainable parameters besides the head's: the adapter's, or the backbone's own.
         head_parameters: parameters of the decode head.
-        miou: domain -> mean IoU, 0 to 1.
-        iou: domain -> class -> IoU, 0 to 1, NaN where the class does not occur (null in JSON).
+        miou: domain -> mean IoU, 0 to 1; NaN where fewer than two classes are labelled (null in JSON).
+        iou: domain -> class -> IoU, 0 to 1, NaN where the class is neither labelled nor predicted (null in JSON).
         step: optimizer step of the evaluated state, if known.
         source_miou: mean IoU of that state on the source validation pairs, 0 to 1, if known.
     """
@@ -75,10 +76,18 @@ class Result:
     step: int | None = None
     source_miou: float | None = None
 
-    def mean_of_unseen(self, sources: Collection[str] = ()) -> float:
-        """Mean mIoU over all domains but `sources`, 0 to 1; NaN if none of them is labelled."""
-        known = [value for name, value in self.miou.items() if name not in sources and not isnan(value)]
-        return fmean(known) if known else float("nan")
+    def unseen(self, roles: Mapping[str, str]) -> list[str]:
+        """The domains that `mean_of_unseen` covers: those with a mean IoU whose role is `unseen`.
+
+        Args:
+            roles: domain -> role, as `DomainData.roles` gives them; a domain without a role is unseen.
+        """
+        return [name for name, value in self.miou.items() if roles.get(name, UNSEEN) == UNSEEN and not isnan(value)]
+
+    def mean_of_unseen(self, roles: Mapping[str, str]) -> float:
+        """Mean mIoU over the domains of `unseen`, 0 to 1; NaN if there are none."""
+        covered = self.unseen(roles)
+        return fmean(self.miou[name] for name in covered) if covered else float("nan")
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,7 @@ class EvaluatedRun:
         space: the classes.
         examples: domain -> names of the pairs whose pictures are kept.
         sources: names of the source domains.
+        roles: evaluated domain -> its role in training: source, held-out source or unseen.
         evaluation: targets and settings that must be equal in runs that are compared.
         settings: backbone, method and other settings, as in the JSON file.
     """
@@ -117,6 +127,7 @@ class EvaluatedRun:
     space: LabelSpace
     examples: dict[str, list[str]]
     sources: list[str]
+    roles: dict[str, str]
     evaluation: dict[str, Any]
     settings: dict[str, Any]
 
@@ -141,10 +152,15 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
 
 
-def result_table(results: Sequence[Result], sources: Collection[str] = ()) -> str:
-    """One line per result: parameters, and mIoU in per cent. A star marks a source domain, a dash a domain without labels."""
+def result_table(results: Sequence[Result], roles: Mapping[str, str]) -> str:
+    """One line per result: parameters, and mIoU in per cent. Below, which domains the mean covers, and why there are dashes.
+
+    Args:
+        results: results on the same domains.
+        roles: as in `Result.unseen`. A star marks domains that are not unseen.
+    """
     domains = list(results[0].miou)
-    names = [f"{name}*" if name in sources else name for name in domains]
+    names = [name if roles.get(name, UNSEEN) == UNSEEN else f"{name}*" for name in domains]
     rows = [
         [
             result.method,
@@ -152,18 +168,36 @@ def result_table(results: Sequence[Result], sources: Collection[str] = ()) -> st
             f"{result.tuned_parameters:,}",
             f"{100 * result.tuned_parameters / result.backbone_parameters:.1f}",
             *(_percent(result.miou[name]) for name in domains),
-            _percent(result.mean_of_unseen(sources)),
+            _percent(result.mean_of_unseen(roles)),
         ]
         for result in results
     ]
-    return text_table(["method", "head", "tuned in backbone", "%", *names, "mean of unseen"], rows)
+    table = text_table(["method", "head", "tuned in backbone", "%", *names, "mean of unseen"], rows)
+    return "\n".join([table, "", *_role_notes(results[0], roles), *_dash_notes(results[0])])
+
+
+def _role_notes(result: Result, roles: Mapping[str, str]) -> list[str]:
+    notes = [f"* {name}: {roles[name]}" for name in result.miou if roles.get(name, UNSEEN) != UNSEEN]
+    return [*notes, f"mean of unseen: {', '.join(result.unseen(roles)) or 'no domain'}"]
+
+
+def _dash_notes(result: Result) -> list[str]:
+    without = [name for name, value in result.miou.items() if isnan(value)]
+    return [f"{name}: no mean IoU, because fewer than two classes are labelled" for name in without]
 
 
 def class_table(result: Result) -> str:
-    """IoU of every class in every domain, in per cent; a dash where a class does not occur."""
+    """IoU of every class in every domain, in per cent; a dash where a class is neither labelled nor predicted."""
     domains = list(result.iou)
     rows = [[name, *(_percent(result.iou[domain][name]) for domain in domains)] for name in result.iou[domains[0]]]
-    return text_table(["class", *domains], [*rows, ["mean", *(_percent(result.miou[domain]) for domain in domains)]])
+    table = text_table(["class", *domains], [*rows, ["mean", *(_percent(result.miou[domain]) for domain in domains)]])
+    notes = []
+    for domain, ious in result.iou.items():
+        count = sum(not isnan(value) for value in ious.values())
+        if count < len(ious) and not isnan(result.miou[domain]):
+            notes.append(f"{domain}: mean over {count} of {len(ious)} classes")
+    notes += _dash_notes(result)
+    return "\n".join([table, *(["", *notes] if notes else [])])
 
 
 def _percent(value: float) -> str:
@@ -173,12 +207,14 @@ def _percent(value: float) -> str:
 # -- files
 
 
-def write_results(path: Path, settings: Mapping[str, Any], results: Sequence[Result], sources: Collection[str] = ()) -> None:
-    """Write settings, versions and results as JSON; a figure that is not known is null."""
+def write_results(path: Path, settings: Mapping[str, Any], results: Sequence[Result], roles: Mapping[str, str]) -> None:
+    """Write settings, roles of the domains, versions and results as JSON; a figure that is not known is null."""
     content = {
         **settings,
+        "roles": {name: roles.get(name, UNSEEN) for name in results[0].miou},
+        "unseen": results[0].unseen(roles),
         "versions": {module.__name__: module.__version__ for module in (rein, torch, timm, lightning)},
-        "results": [asdict(result) | {"mean_miou_of_unseen": result.mean_of_unseen(sources)} for result in results],
+        "results": [asdict(result) | {"mean_miou_of_unseen": result.mean_of_unseen(roles)} for result in results],
     }
     replace_file(path, (json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n").encode())
 
@@ -198,7 +234,8 @@ def write_run(
     result: Result,
     space: LabelSpace,
     examples: Mapping[str, Sequence[Example]],
-    sources: Sequence[str] = (),
+    sources: Sequence[str],
+    roles: Mapping[str, str],
 ) -> None:
     """Write `test/results.json` and the pictures of the examples into the folder of a run."""
     colours = panels.colour_table(space).tobytes()
@@ -217,7 +254,7 @@ def write_run(
         "examples": {domain: [example.name for example in chosen] for domain, chosen in examples.items()},
     }
     (folder / "test").mkdir(parents=True, exist_ok=True)
-    write_results(folder / "test" / "results.json", described, [result], sources)
+    write_results(folder / "test" / "results.json", described, [result], roles)
 
 
 def read_run(folder: Path) -> EvaluatedRun:
@@ -236,9 +273,12 @@ def read_run(folder: Path) -> EvaluatedRun:
         for ious in result.iou.values():
             ious.update({name: nan for name, value in ious.items() if value is None})
         space = LabelSpace(tuple(content["classes"]), tuple(tuple(colour) for colour in content["palette"]))
-        kept = ("backbone", "pretrained", "method", "method_settings", "seed", "checkpoint")
+        kept = ("backbone", "pretrained", "method", "method_settings", "seed", "steps", "checkpoint")
         settings = {name: content[name] for name in kept}
-        return EvaluatedRun(folder, result, space, content["examples"], content["sources"], content["evaluation"], settings)
+        roles = {name: content["roles"][name] for name in result.miou}
+        return EvaluatedRun(
+            folder, result, space, content["examples"], content["sources"], roles, content["evaluation"], settings
+        )
     except FileNotFoundError as error:
         raise InputError(f"{folder} holds no results. Run rein test --out {folder} first.") from error
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:

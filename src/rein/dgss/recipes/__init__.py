@@ -17,11 +17,12 @@ from typing import Any
 
 import yaml
 
-from rein.errors import InputError
+from rein.errors import InputError, one_line
 
 FOLDER = Path(__file__).parent
 BASES = FOLDER / "bases"
 _KEY_ORDER = ("out", "state", "checkpoint_every", "published", "model", "data", "trainer")
+_MAX_TEXT, _MAX_VALUES, _MAX_DEPTH = 1_000_000, 100_000, 50  # of a configuration; those of the recipes are far below
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast, but not in every build of PyYAML
 
 
@@ -130,11 +131,7 @@ def _config_value(value: str) -> str:
     if not _is_path(value):
         return to_yaml(resolve(value), _title(_find_path(value)))
     path = Path(value)
-    try:
-        has_bases = "bases" in _load(path)
-    except InputError:
-        has_bases = False  # jsonargparse reports files that it cannot read
-    return to_yaml(resolve(path), _title(path)) if has_bases else value
+    return to_yaml(resolve(path), _title(path)) if "bases" in _load(path) else value
 
 
 def _expand(path: Path, parents: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -184,15 +181,34 @@ def _file_in(name: str, *folders: Path) -> Path | None:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be read: {reason}. Expected a YAML file. Check its path and its syntax.") from error
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_TEXT + 1)
+        if len(text) > _MAX_TEXT:
+            raise ValueError(f"it has more than {_MAX_TEXT:,} characters")
+        config = yaml.load(text, _Loader)
+        _check_extent(config)
+    except Exception as error:  # the parser's, and what Python raises for a date or a number that does not exist
+        raise InputError(
+            f"{path} cannot be read: {one_line(error)}. Expected a YAML file. Check its path and its syntax."
+        ) from error
     if not isinstance(config, dict):
         raise InputError(
             f"{path} contains {type(config).__name__}. Expected a mapping. Write settings as in `model: {{lr: 0.0001}}`."
         )
     return config
+
+
+def _check_extent(config: Any) -> None:
+    """Raise ValueError if the values are too many or nested too deeply, with every alias written out: an alias may name itself."""
+    pending, count = [(config, 0)], 0
+    while pending:
+        value, depth = pending.pop()
+        count += 1
+        if depth > _MAX_DEPTH or count > _MAX_VALUES:
+            raise ValueError(f"it has more than {_MAX_VALUES:,} values, or more than {_MAX_DEPTH} inside each other")
+        if isinstance(value, dict | list | set | tuple):
+            inner = [*value, *value.values()] if isinstance(value, dict) else value
+            pending += [(entry, depth + 1) for entry in inner]
 
 
 def _merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:

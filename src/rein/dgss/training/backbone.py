@@ -14,11 +14,12 @@ from urllib.request import getproxies
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rein import backbones, official
-from rein.errors import InputError, ReinError
+from rein import backbones, official, pytorch_files
+from rein.errors import CheckpointError, InputError, ReinError, one_line
+from rein.files import read_safetensors, reason_of
 from rein.testing.models import POCKET, pocket_vit
 
 
@@ -44,6 +45,7 @@ def make_backbone(
 
     Raises:
         InputError: timm has no such model or no pretrained weights for it, they cannot be downloaded, or the file does not fit.
+        CheckpointError: the file cannot be read, or asks for more memory than its size.
         UnsupportedBackboneError: rein does not know the model's blocks.
     """
     if name != POCKET and not timm.is_model(name):
@@ -66,10 +68,10 @@ def make_backbone(
             model = _create(name, False, settings)
         if state is not None:
             model = _fill(model, state, name, settings, patch_size)
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        if isinstance(error, ReinError):
-            raise
-        raise InputError(f"timm cannot build {name!r} with {settings}: {error}") from error
+    except ReinError:
+        raise
+    except Exception as error:  # each model checks its settings in its own way, or not at all
+        raise InputError(f"timm cannot build {name!r} with {settings}: {one_line(error)}") from error
     backbones.find_blocks(model)
     return model
 
@@ -99,13 +101,17 @@ def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, or of a PyTorch file that is read without pickle."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format raises its own kinds
-        raise InputError(f"{path} cannot be read as weights: {type(error).__name__}: {error}") from error
+    """The tensors of a `.safetensors` file, or of a PyTorch file whose code does not run."""
+    if path.suffix == ".safetensors":
+        try:
+            return read_safetensors(path)[0]
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{path} is not a complete safetensors file: {one_line(error)}. If it is a PyTorch file, let its name end in .pth."
+            ) from error
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {reason_of(error)}. Pass the file with --model.weights.") from error
+    found = pytorch_files.load(path)
     for key in ("state_dict", "model"):  # usual names of the entry that holds the tensors
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
@@ -122,20 +128,48 @@ def _fill(
     Raises:
         InputError: tensors are missing or have another shape.
     """
-    own_grid, grid = (_grid_side(tensors.get("pos_embed")) for tensors in (model.state_dict(), state))
-    if patch_size and own_grid and grid and state["patch_embed.proj.weight"].shape[-1] != patch_size:
-        state = official.resample(state, patch_size, own_grid)
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    tensors = dict(state) if convert is None else convert(dict(state), model)
     wanted = model.state_dict()
-    tensors |= {key: _resized(key, tensors[key], wanted[key].shape) for key in wanted if key in tensors}
-    missing = [key for key in wanted if key not in tensors or tensors[key].shape != wanted[key].shape]
+    _check_shapes(state, wanted)
+    try:
+        own_grid, grid = (_grid_side(tensors.get("pos_embed")) for tensors in (wanted, state))
+        if patch_size and own_grid and grid and state["patch_embed.proj.weight"].shape[-1] != patch_size:
+            state = official.resample(state, patch_size, own_grid)
+        convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        tensors = dict(state) if convert is None else convert(dict(state), model)
+        tensors |= {key: _resized(key, tensors[key], wanted[key].shape) for key in wanted if key in tensors}
+    except Exception as error:  # timm's filters take it that the tensors fit
+        raise InputError(
+            f"the weights do not fit {name} with {settings}: they cannot be converted ({type(error).__name__}: {one_line(error)}). "
+            "Pass weights of this model with --model.weights."
+        ) from error
+    missing = [key for key in wanted if key not in tensors or not _are_alike(tensors[key], wanted[key])]
     if missing:
         raise InputError(
-            f"the weights do not fit {name} with {settings}: {', '.join(missing[:6])} are missing or have another shape."
+            f"the weights do not fit {name} with {settings}: {', '.join(missing[:6])} are missing or have another shape or type. "
+            "Pass weights of this model with --model.weights."
         )
     model.load_state_dict({key: tensors[key] for key in wanted})
     return model
+
+
+def _check_shapes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise InputError for a table or a kernel with which timm's resampling would take far more memory than the file."""
+    for key, tensor in state.items():
+        if not isinstance(key, str):
+            raise InputError(f"the weights have an entry {one_line(repr(key))}; expected tensors by name.")
+        shape = tuple(tensor.shape)
+        sides = shape[2:] if len(shape) == 4 and not key.endswith("pos_embed") else ()
+        if shape and (key not in wanted or wanted[key].shape != shape) and (max(sides, default=0) > 64 or shape[-1] > 16_384):
+            raise InputError(
+                f"the weights have {one_line(key)} of shape {shape}; expected kernels of at most 64 pixels and no other tensor wider "
+                "than 16,384. Pass weights of this model with --model.weights."
+            )
+
+
+def _are_alike(tensor: Tensor, wanted: Tensor) -> bool:
+    """Whether a tensor has the shape of another one and numbers that can replace its numbers."""
+    floats = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    return tensor.shape == wanted.shape and (tensor.dtype in floats) == wanted.is_floating_point()
 
 
 def _resized(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:

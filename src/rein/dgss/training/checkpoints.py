@@ -1,15 +1,45 @@
-"""Callbacks that keep what a run needs to resume: its configuration and its most recent state."""
+"""What keeps a run's files: its configuration, its most recent state, and how Lightning reads and writes checkpoints."""
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
+
+from rein import pytorch_files
+from rein.checkpoint import replace_file
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Lightning's files with two guarantees: writing replaces a file in one step, and reading runs no code of a file."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            CheckpointError: the file cannot be written; an existing file stays unchanged.
+        """
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, buffer.getbuffer())
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint to the CPU.
+
+        Raises:
+            CheckpointError: as `pytorch_files.load`.
+        """
+        content: dict[str, Any] = pytorch_files.load(path)
+        return content
 
 
 class SaveConfig(SaveConfigCallback):
@@ -26,9 +56,8 @@ class SaveConfig(SaveConfigCallback):
             config = self.config.clone()
             config.pop("ckpt_path", None)
             config.pop("config", None)
-            self.parser.save(
-                config, folder / "config.yaml", skip_none=False, overwrite=True, multifile=False, skip_validation=True
-            )
+            text = self.parser.dump(config, skip_none=False, skip_validation=True)
+            replace_file(folder / "config.yaml", text.encode())
 
 
 class LastCheckpoint(Checkpoint):

@@ -17,6 +17,7 @@ from rein.dgss.training.optimization import Optimization
 from rein.dgss.training.sharding import shard
 from rein.dgss.training.task import SegmentationTask
 from rein.errors import InputError
+from rein.heads.base import check_num_classes
 from rein.segmenter import Segmenter, default_indices
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, standard deviation
@@ -26,7 +27,7 @@ class Experiment(SegmentationTask):
     """Build backbone, method and head by name, and train them as `SegmentationTask` does.
 
     Args:
-        num_classes: K; the command line takes it from the data.
+        num_classes: K, 2 to 255; the command line takes it from the data.
         backbone: timm's name, or pocket_vit.
         pretrained: load timm's weights of that name; otherwise draw random ones from the seed.
         weights: file with the backbone's weights under timm's names, .safetensors or .pth (read without pickle).
@@ -37,7 +38,7 @@ class Experiment(SegmentationTask):
         method: full, freeze, rein, rein-core, rein-link, rein-share, rein-lowrank, lora, vpt or adaptformer.
         method_settings: settings of the method, such as `num_tokens: 50` for rein.
         head: class of `rein.heads`.
-        head_settings: arguments of the head besides feature maps and classes.
+        head_settings: arguments of the head besides feature maps and classes, such as `loss: dice` or `class_weights: [1, 5]`.
         num_maps: number of feature maps for the head; null means 1 for LinearHead and 4 for others.
         lr: learning rate of head and adapter; of the head alone if adapter_factor is not 1.
         adapter_factor: learning rate of what the method adds to the backbone, as a multiple of lr.
@@ -82,6 +83,7 @@ class Experiment(SegmentationTask):
         seed: int = 0,
         backbone_factor: float | None = None,
     ) -> None:
+        check_num_classes(num_classes)  # before the weights are loaded
         chosen = methods.find(method)
         optimization = Optimization(lr, weight_decay, power, chosen.backbone_factor, ema, adapter_factor)
         if backbone_factor is not None:

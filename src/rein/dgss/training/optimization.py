@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
-from rein import param_groups
 from rein.errors import InputError
+from rein.parameters import param_groups, split_by_rate
 from rein.segmenter import Segmenter
 
 
@@ -56,17 +55,11 @@ def make_optimizer(
         backbone_parameters: names of the backbone's own parameters; its other parameters were added by a method.
         steps: length of the run.
     """
-    factors = {
-        id(parameter): settings.backbone_factor if name in backbone_parameters else settings.adapter_factor
+    rates = {
+        id(parameter): settings.lr * (settings.backbone_factor if name in backbone_parameters else settings.adapter_factor)
         for name, parameter in segmenter.backbone.named_parameters()
     }
-    groups = []
-    for group in param_groups(segmenter, settings.lr, settings.weight_decay):
-        by_factor: dict[float, list[nn.Parameter]] = {}
-        for parameter in group["params"]:
-            by_factor.setdefault(factors.get(id(parameter), 1.0), []).append(parameter)
-        for factor in sorted(by_factor, reverse=True):
-            groups.append({**group, "params": by_factor[factor], "lr": settings.lr * factor})
+    groups = split_by_rate(param_groups(segmenter, settings.lr, settings.weight_decay), rates)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=settings.power)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -18,7 +18,7 @@ def shard(segmenter: Segmenter, mesh: Any) -> None:
         segmenter: the model.
         mesh: one-dimensional `DeviceMesh`.
     """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard
 
     for block in backbones.find_blocks(segmenter.backbone):
         fully_shard(segmenter.backbone.get_submodule(block.path), mesh=mesh)
@@ -26,8 +26,6 @@ def shard(segmenter: Segmenter, mesh: Any) -> None:
     fully_shard(segmenter, mesh=mesh, ignored_params=scalars)
     for scalar in scalars:
         scalar.register_post_accumulate_grad_hook(_MeanOverDevices(mesh))
-    for method in ("loss", "predict"):
-        register_fsdp_forward_method(segmenter, method)
 
 
 class _MeanOverDevices:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isnan
 from typing import Any
 
 import lightning
@@ -21,15 +22,11 @@ from rein.dgss.data.sampling import derived_seed
 from rein.dgss.evaluation.metrics import ConfusionMatrix
 from rein.dgss.methods import tuned_names
 from rein.dgss.training.optimization import Optimization, make_optimizer
-from rein.errors import CheckpointError, InputError
+from rein.errors import CheckpointError, DivergedError, InputError, one_line
 from rein.injection import ADAPTER
 from rein.segmenter import Segmenter
 
 HEADER = "rein"  # key of a checkpoint under which the task keeps its own entries
-
-
-class DivergedError(InputError):
-    """The loss is NaN or infinite."""
 
 
 class SegmentationTask(lightning.LightningModule):
@@ -86,7 +83,7 @@ class SegmentationTask(lightning.LightningModule):
     def training_step(self, batch: Sample, index: int) -> Tensor:
         """The segmenter's loss on one batch."""
         images, labels = batch
-        loss = self.segmenter.loss(self.normalize(images), labels.long())
+        loss = self.segmenter(self.normalize(images), labels.long())
         if not torch.isfinite(loss):
             raise DivergedError(f"the loss is {loss.item()} at step {self.global_step}. Train with a smaller learning rate.")
         self.log("loss", loss, prog_bar=True)
@@ -168,11 +165,13 @@ class SegmentationTask(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the mean IoU of the source validation pairs."""
         self._sum_over_devices()
-        if not any(confusion.counts.any() for confusion in self.confusions.values()):
+        source_miou = self.confusions[0].mean_iou() if self.confusions else float("nan")
+        if isnan(source_miou):
             raise InputError(
-                "no pixel of the source validation pairs is labelled, so no state can be chosen by them. Set data.validation."
+                "fewer than two classes are labelled in the source validation pairs; expected two or more, by which the best state "
+                "is chosen. Set data.validation, or change data.held_out."
             )
-        self._source_miou = self.confusions[0].mean_iou()
+        self._source_miou = source_miou
         self.log("source_miou", self._source_miou, prog_bar=True)
 
     def on_test_epoch_start(self) -> None:
@@ -187,10 +186,10 @@ class SegmentationTask(lightning.LightningModule):
         """Sum the counts of the devices."""
         self._sum_over_devices()
 
-    def predict_step(self, batch: Any, index: int) -> tuple[Tensor, int]:
-        """Predicted classes (1, H, W) of one image at its own size, and its index."""
-        image, size, image_index = batch
-        return self.predict_logits(image, (int(size[0]), int(size[1]))).argmax(1), int(image_index)
+    def predict_step(self, batch: Any, index: int) -> Tensor | None:
+        """Predicted classes (1, H, W) of one image at its own size; None for an image that cannot be read."""
+        image, size, _, error = batch
+        return None if error[0] else self.predict_logits(image, (int(size[0]), int(size[1]))).argmax(1)
 
     # -- checkpoints
 
@@ -238,7 +237,7 @@ class SegmentationTask(lightning.LightningModule):
                 for a run that resumes.
         """
         header = checkpoint.get(HEADER)
-        if not isinstance(header, dict):
+        if not isinstance(header, dict) or not all(isinstance(header.get(key), dict) for key in ("average", "settings")):
             raise CheckpointError("the checkpoint was not written by rein fit. Pass one from the checkpoints folder of a run.")
         for key, value in self.identity().items():
             if header.get(key) != value:
@@ -254,7 +253,7 @@ class SegmentationTask(lightning.LightningModule):
                     f"a run resumes only with its own settings, but {'; '.join(changed)}. Pass the old settings, or start another "
                     "run with another --out."
                 )
-        self._check_tensors(checkpoint.get("state_dict"))
+        self._check_tensors(checkpoint.get("state_dict"), header["average"])
         if header.get("frozen") != self.frozen_digest():
             raise CheckpointError(
                 "the frozen weights differ from those that the checkpoint was trained with. Load the same backbone weights; for "
@@ -263,18 +262,22 @@ class SegmentationTask(lightning.LightningModule):
         self._average = {name: tensor.to(self.device) for name, tensor in header["average"].items()}
         self.loaded_step, self.loaded_source_miou = checkpoint.get("global_step"), header.get("source_miou")
 
-    def _check_tensors(self, state: Mapping[str, Tensor] | None) -> None:
+    def _check_tensors(self, state: Mapping[str, Tensor] | None, average: Mapping[str, Tensor]) -> None:
         """Raise CheckpointError unless the tensors are those that train. FSDP2's strategy checks them itself and gives None."""
         if state is None:
             return
+        if not isinstance(state, Mapping):
+            raise CheckpointError("the checkpoint has no state_dict. Pass one from the checkpoints folder of a run.")
         own = self.segmenter.state_dict()
-        expected = {f"segmenter.{name}": own[name].shape for name in tuned_names(self.segmenter)}
-        wrong = list(expected.keys() ^ state.keys())
-        wrong += [name for name in expected.keys() & state.keys() if expected[name] != state[name].shape]
+        expected = {f"segmenter.{name}": own[name] for name in tuned_names(self.segmenter)}
+        wrong = [*(expected.keys() ^ state.keys()), *(f"average of {name}" for name in average.keys() - own.keys())]
+        wrong += [name for name in expected.keys() & state.keys() if not _are_alike(expected[name], state[name])]
+        wrong += [f"average of {name}" for name in average.keys() & own.keys() if not _are_alike(own[name], average[name])]
         if wrong:
+            names = one_line(", ".join(sorted(map(str, wrong))[:8]))
             raise CheckpointError(
-                f"the checkpoint's tensors are not those of this segmenter: {', '.join(sorted(wrong)[:8])} are missing, unexpected "
-                "or have another shape. Use the backbone, method and head of the checkpoint's run."
+                f"the checkpoint's tensors are not those of this segmenter: {names} are missing, unexpected or have another shape. "
+                "Use the backbone, method and head of the checkpoint's run."
             )
 
     def _resume_settings(self) -> dict[str, Any]:
@@ -288,3 +291,8 @@ class SegmentationTask(lightning.LightningModule):
     def identity(self) -> dict[str, Any]:
         """Plain values by name, besides tensors, that must equal those of a checkpoint."""
         return {"classes": self.segmenter.head.num_classes}
+
+
+def _are_alike(first: Tensor, second: Any) -> bool:
+    """Whether both are tensors of one shape, and both or neither hold floating point numbers."""
+    return isinstance(second, Tensor) and first.shape == second.shape and first.is_floating_point() == second.is_floating_point()

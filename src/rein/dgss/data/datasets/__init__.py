@@ -5,20 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rein.dgss.data.datasets.files import Images as Images
+from rein.dgss.data.datasets.spec import BOOL, Request
 from rein.dgss.data.datasets.spec import DatasetSpec as DatasetSpec
 from rein.dgss.data.datasets.spec import Option as Option
-from rein.dgss.data.datasets.spec import Request, parse_bool
+from rein.dgss.data.datasets.spec import Part as Part
 from rein.dgss.data.datasets.table import DATASETS as DATASETS
 from rein.dgss.data.pairs import Pairs as Pairs
 from rein.dgss.labels import LabelSpace
 from rein.errors import InputError
 
-_LABELS = Option("load labels (true) or only images (false)", True, (True, False), parse_bool)
+_LABELS = Option("load labels (true) or only images (false)", BOOL, True)
 
 
 def open_dataset(name: str, path: str | Path | None, split: str = "train", **options: Any) -> Pairs:
@@ -56,6 +57,16 @@ def space_of(name: str, path: str | Path | None, split: str = "train", **options
     return spec.find_space(request) if spec.find_space else spec.space
 
 
+def part_of(name: str, path: str | Path | None, split: str = "train", **options: Any) -> Part:
+    """Which part of which domain a data set is, without opening it: the folder need not exist.
+
+    Raises:
+        InputError: the data set, split or option does not exist.
+    """
+    spec, request = _resolve(name, path, split, options, False)
+    return spec.part(request)
+
+
 def _find_spec(name: str) -> DatasetSpec:
     if name not in DATASETS:
         raise InputError(f"Unknown data set {name!r}; expected one of {', '.join(DATASETS)}.")
@@ -69,14 +80,13 @@ def _resolve(
     if spec.splits and split not in spec.splits:
         raise InputError(f"{name} has no split {split!r}; expected one of {', '.join(spec.splits)}.")
     values = {option: spec.options[option].default for option in spec.options}
-    labels = True
+    known = {**spec.options, "labels": _LABELS}
     for option, value in options.items():
-        if option == "labels":
-            labels = _check_choice(name, option, value, _LABELS.choices)
-        elif option not in spec.options:
-            raise InputError(f"{name} has no option {option!r}; expected one of {', '.join([*spec.options, 'labels'])}.")
-        elif value is not None:
-            values[option] = _check_choice(name, option, value, spec.options[option].choices)
+        if option not in known:
+            raise InputError(f"{name} has no option {option!r}; expected one of {', '.join(_settable(known))}.")
+        if value is not None:
+            values[option] = _check_value(name, option, value, known[option])
+    labels = values.pop("labels", True)
     return spec, Request(Path(path) if path is not None else None, split, values, labels, skip_unlabelled)
 
 
@@ -90,16 +100,28 @@ def parse_options(name: str, texts: Sequence[str]) -> dict[str, Any]:
     options = {}
     for text in texts:
         option, sign, value = text.partition("=")
-        if option not in known or not sign:
-            raise InputError(f"{text!r} is not an option of {name}; expected one of {', '.join(f'{key}=' for key in known)}.")
+        parse = known[option].kind.parse if option in known and sign else None
+        if parse is None:
+            raise InputError(
+                f"{text!r} is not an option of {name}; expected one of {', '.join(f'{key}=' for key in _settable(known))}."
+            )
         try:
-            options[option] = known[option].parse(value)
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{option} of {name} cannot be {value!r}; expected a value to {known[option].help}.") from error
+            options[option] = parse(value)
+        except ValueError as error:
+            raise InputError(
+                f"{option} of {name} cannot be {value!r}; expected {known[option].kind.expected}, to {known[option].help}."
+            ) from error
     return options
 
 
-def _check_choice(name: str, option: str, value: Any, choices: tuple[Any, ...] | None) -> Any:
-    if choices is not None and value not in choices:
-        raise InputError(f"{option} of {name} is {value!r}; expected one of {', '.join(map(str, choices))}.")
+def _settable(options: Mapping[str, Option]) -> list[str]:
+    """Names of the options that a command line or a configuration can set."""
+    return [name for name, option in options.items() if option.kind.parse is not None]
+
+
+def _check_value(name: str, option: str, value: Any, known: Option) -> Any:
+    if known.choices is not None and value not in known.choices:
+        raise InputError(f"{option} of {name} is {value!r}; expected one of {', '.join(map(str, known.choices))}.")
+    if not known.kind.accepts(value):
+        raise InputError(f"{option} of {name} is {value!r}; expected {known.kind.expected}.")
     return value

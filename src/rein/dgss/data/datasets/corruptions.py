@@ -80,7 +80,7 @@ class Corrupted(Pairs):
 
     def __init__(self, data: Pairs, kind: str, severity: int) -> None:
         require("imagecorruptions", "data")  # raises now, not on first access
-        self.space, self.pairs, self.left_out = data.space, data.pairs, data.left_out
+        self.space, self.pairs, self.left_out, self.unused_labels = data.space, data.pairs, data.left_out, data.unused_labels
         self._data, self._kind, self._severity = data, kind, severity
 
     def __len__(self) -> int:
@@ -93,6 +93,14 @@ class Corrupted(Pairs):
     def read_image(self, index: int) -> Tensor:
         """The corrupted image, (3, H, W) uint8."""
         return self._corrupt(self._data.read_image(index), index)
+
+    def read_label(self, index: int) -> Tensor:
+        """The label without its image, (H, W) uint8."""
+        return self._data.read_label(index)
+
+    def coding_of(self, index: int) -> str:
+        """How the label encodes classes, in words."""
+        return self._data.coding_of(index)
 
     def name_of(self, index: int) -> str:
         """Kind, severity, and the name of the clean image."""

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from rein.dgss.labels import IGNORE_LABEL, LabelSpace
-from rein.errors import InputError
+from rein.dgss.labels import IGNORE_LABEL, LabelSpace, colour_list, is_colours, is_integer
+from rein.errors import InputError, one_line
 from rein.extras import require
+from rein.files import check_regular_file, read_text
 
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")  # Pillow would start a program for others, whatever the file's name
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MAX_POLYGON_FILE, _MAX_SIDE, _MAX_COORDINATE = 2**24, 2**15, 1_000_000
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB")
 _ONE_CHANNEL = ("L", "P", "I", "I;16", "1")
 
@@ -47,6 +54,10 @@ class Encoding:
             raise InputError(f"{path} has label values {wrong[:8]}; {self._expected()}.")
         return table[values]
 
+    def coding_of(self, path: Path) -> str:
+        """How a label file encodes classes, in words, by its header alone."""
+        return self.name
+
     @cached_property
     def _tables(self) -> tuple[np.ndarray, np.ndarray]:
         table = np.full(max(IGNORE_LABEL, *self.classes) + 1, IGNORE_LABEL, np.uint8)
@@ -59,7 +70,7 @@ class Encoding:
     def _expected(self) -> str:
         classes = _ranges(value for value, index in self.classes.items() if index != IGNORE_LABEL)
         ignored = _ranges({*(value for value, index in self.classes.items() if index == IGNORE_LABEL), IGNORE_LABEL})
-        return f"expected {classes} ({self.name}) or {ignored} (ignored)"
+        return f"expected {classes} ({one_line(self.name)}) or {ignored} (ignored)"
 
 
 def identity(space: LabelSpace, name: str | None = None, values: Sequence[int] | None = None) -> Encoding:
@@ -71,13 +82,130 @@ def identity(space: LabelSpace, name: str | None = None, values: Sequence[int] |
         values: value on disk of each class; None means the class indices.
 
     Raises:
-        InputError: `values` does not hold one different value per class.
+        InputError: `values` does not hold one different value per class, or a value is ignored, too.
     """
-    on_disk = range(len(space.names)) if values is None else values
-    if len(set(on_disk)) != len(space.names) or len(on_disk) != len(space.names):
-        raise InputError(f"values is {list(on_disk)}; expected one different number for each class of {', '.join(space.names)}.")
+    on_disk = list(range(len(space.names))) if values is None else values
+    valid = isinstance(on_disk, (list, tuple)) and all(is_integer(value, 65_535) for value in on_disk)
+    if not valid or len(set(on_disk)) != len(space.names) or len(on_disk) != len(space.names):
+        raise InputError(
+            f"values is {one_line(repr(on_disk))}; expected one different number for each class of {', '.join(space.names)}."
+        )
+    both = sorted(set(on_disk) & set(space.ignored))
+    if both:
+        name = space.names[list(on_disk).index(both[0])]
+        raise InputError(
+            f"the label value {both[0]} is ignored and is also the value of the class {name!r}; expected one of both. Remove it from "
+            "the ignored values, or set other values of the classes with values."
+        )
     classes = dict.fromkeys(space.ignored, IGNORE_LABEL) | {value: index for index, value in enumerate(on_disk)}
     return Encoding(name or ", ".join(space.names), classes, read_values)
+
+
+@dataclass(frozen=True)
+class ClassNumbers(Encoding):
+    """Encoding of a user's own label files: class numbers, or one value for each class, in files of several kinds.
+
+    A file has one channel, equal colour channels, or a palette whose INDICES are the values.
+    """
+
+    def coding_of(self, path: Path) -> str:
+        """The kind of the file, and its values."""
+        mode, values = _mode_of(path), _ranges(value for value, index in self.classes.items() if index != IGNORE_LABEL)
+        if mode == "P":
+            return f"values {values}, the indices of a palette (its colours are not used)"
+        return f"values {values} in {'one channel' if mode in _ONE_CHANNEL else 'equal channels'}"
+
+
+def class_numbers(space: LabelSpace, values: Sequence[int] | None = None) -> ClassNumbers:
+    """Encoding of a user's own label files. Arguments and errors are those of `identity`."""
+    encoding = identity(space, values=values)
+    white = 255 if encoding.classes.get(255, IGNORE_LABEL) != IGNORE_LABEL and 1 not in encoding.classes else 1
+    return ClassNumbers(encoding.name, encoding.classes, partial(read_class_numbers, white=white))
+
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Colours:
+    """Encoding of label files that show each class in a colour: RGB files, paletted files (by their colours) and grey files.
+
+    Attributes:
+        names: name of each class.
+        colours: (red, green, blue) -> class index, or 255 (ignored). Other colours in a file are errors.
+    """
+
+    names: tuple[str, ...]
+    colours: Mapping[Colour, int]
+
+    def decode(self, path: Path) -> np.ndarray:
+        """The class indices of a label file, (H, W) uint8.
+
+        Raises:
+            InputError: the file cannot be read, or has a colour that is not in `colours`.
+        """
+        codes = _codes(read_rgb(path))
+        known, classes = self._table
+        places = np.searchsorted(known, codes).clip(max=len(known) - 1)
+        wrong = codes[known[places] != codes]
+        if len(wrong):
+            found, counts = np.unique(wrong, return_counts=True)
+            code = int(found[counts.argmax()])
+            raise InputError(
+                f"{path} has {len(wrong)} pixels of {len(found)} colours that are not in the colour table, most of them of "
+                f"{[code >> 16, code >> 8 & 255, code & 255]}; expected {self._expected()}. Add the colours to 'colors' or "
+                "'ignored_colors', or correct the file; smoothed borders have such colours."
+            )
+        return classes[places]
+
+    def coding_of(self, path: Path) -> str:
+        """The kind of the file."""
+        return f"colours of {'a palette' if _mode_of(path) == 'P' else 'the pixels'}, mapped by the colour table"
+
+    @cached_property
+    def _table(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sorted codes of the colours, and the class of each."""
+        codes = _codes(np.array(list(self.colours), np.uint8))
+        order = codes.argsort()
+        return codes[order], np.array(list(self.colours.values()), np.uint8)[order]
+
+    def _expected(self) -> str:
+        names = [*(f"{list(colour)} ({self.names[k]})" for colour, k in self.colours.items() if k != IGNORE_LABEL)][:8]
+        return ", ".join(names) + (f" and {len(self.colours) - len(names)} more" if len(self.colours) > len(names) else "")
+
+
+def colour_table(names: Sequence[str], colours: Any, ignored: Any = None) -> Colours:
+    """Encoding by colours.
+
+    Args:
+        names: name of each class.
+        colours: [red, green, blue] of each class, or class name -> [red, green, blue].
+        ignored: list of the colours that are ignored; None means none.
+
+    Raises:
+        InputError: the colours are not valid, or not one different colour for each class.
+    """
+    listed: Any = colour_list(colours, names)
+    others = [] if ignored is None else ignored
+    for name, value in (("colors", listed), ("ignored_colors", others)):
+        if not is_colours(value):
+            raise InputError(
+                f"{name!r} is {one_line(repr(value))}; expected a list of [red, green, blue], each from 0 to 255. Correct the list."
+            )
+    pairs = [(tuple(colour), k) for k, colour in enumerate(listed)] + [(tuple(colour), IGNORE_LABEL) for colour in others]
+    table = dict(pairs)
+    if len(listed) != len(names) or len(table) != len(pairs):
+        raise InputError(
+            f"'colors' has {len(listed)} colours and 'ignored_colors' {len(others)}, of which {len(table)} differ; expected "
+            f"{len(names)} colours, one for each class of {', '.join(names)}, and no colour twice. Correct the lists."
+        )
+    return Colours(tuple(names), table)
+
+
+def _codes(pixels: np.ndarray) -> np.ndarray:
+    """(..., 3) uint8 -> (...) int32, one number for each colour."""
+    red, green, blue = np.moveaxis(pixels.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
 
 
 def _ranges(numbers: Iterable[int]) -> str:
@@ -98,11 +226,28 @@ def load_image(path: Path) -> Image.Image:
         InputError: the file cannot be read.
     """
     try:
-        with Image.open(path) as image:
+        check_regular_file(path)
+        _check_png(path)
+        with Image.open(path, formats=_FORMATS) as image:
             image.load()  # keeps the pixels when the file is closed
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
+    except Exception as error:  # each format has errors of its own
+        raise InputError(f"{path} cannot be read as an image: {one_line(error)}") from error
     return image
+
+
+def _check_png(path: Path) -> None:
+    """Raise ValueError unless the checksums of a PNG file are right; of other files, nothing. Pillow ignores those of the pixels."""
+    with path.open("rb") as file:
+        if file.read(8) != _PNG:
+            return
+        while len(start := file.read(8)) == 8:
+            name, content = start[4:], file.read(int.from_bytes(start[:4], "big"))
+            if name[:1].isupper() and zlib.crc32(name + content) != int.from_bytes(file.read(4), "big"):
+                raise ValueError(f"the checksum of its part {name!r} is wrong")
+            if name[:1].islower():
+                file.read(4)  # an ancillary part, whose checksum Pillow and other readers ignore, too
+            if name == b"IEND":
+                return
 
 
 def read_rgb(path: Path) -> np.ndarray:
@@ -114,20 +259,6 @@ def read_rgb(path: Path) -> np.ndarray:
     image = load_image(path)
     _check_mode(path, image.mode)
     return np.array(image.convert("RGB"))
-
-
-def check_rgb(path: Path) -> None:
-    """Check by the header alone that `read_rgb` can read an image.
-
-    Raises:
-        InputError: the header cannot be read, or the image has more than 8 bits per channel.
-    """
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
-    _check_mode(path, mode)
 
 
 def _check_mode(path: Path, mode: str) -> None:
@@ -163,6 +294,71 @@ def read_grey_values(path: Path) -> np.ndarray:
     return read_values(path)
 
 
+def read_class_numbers(path: Path, white: int = 1) -> np.ndarray:
+    """Read a user's own label: one channel, equal colour channels with or without transparency, or the indices of a palette.
+
+    Pillow, like other readers, stretches grey values of 2 and 4 bits to 0..255, and keeps the upper half of colour channels of 16
+    bits. Class numbers would be lost, so that such files are refused.
+
+    Args:
+        path: the label file.
+        white: value of the white pixels of a file of 1 bit per pixel.
+
+    Raises:
+        InputError: the file cannot be read, its channels differ, or its number of bits does not hold class numbers.
+    """
+    image = load_image(path)
+    depth, grey = _png_depth(path)
+    if (grey and depth in (2, 4)) or (not grey and depth == 16):
+        raise InputError(
+            f"{path} has {'one grey channel' if grey else 'several channels'} of {depth} bits; expected class numbers in one channel "
+            "of 8 or 16 bits. Convert the label."
+        )
+    if image.mode == "LA":
+        return np.array(image)[..., 0]
+    if image.mode not in ("RGB", "RGBA"):
+        values = read_values(path)
+        return values * np.uint8(white) if image.mode == "1" else values
+    channels = np.array(image)[..., :3]
+    if not (channels == channels[..., :1]).all():
+        codes = np.unique(_codes(channels))
+        shown = [[int(code) >> 16, int(code) >> 8 & 255, int(code) & 255] for code in codes[:4]]
+        raise InputError(
+            f"{path} has {len(codes)} colours, such as {', '.join(map(str, shown))}; expected class numbers in one channel or in "
+            "equal channels. If the colours are classes, add a colour table to index.json, such as "
+            '"colors": {"road": [128, 64, 128], ...}, or set the option colors.'
+        )
+    return channels[..., 0]
+
+
+def png_header(path: Path) -> tuple[int, int, int, int] | None:
+    """Width, height, bits per channel and colour type of a PNG file; None for other files. Reading such a file then raises."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(26)
+    except OSError:
+        return None
+    if header[:8] != _PNG or len(header) < 26:
+        return None
+    width, height, depth, colour_type = struct.unpack(">IIBB", header[16:26])
+    return width, height, depth, colour_type
+
+
+def _png_depth(path: Path) -> tuple[int, bool]:
+    """Bits per channel of a file, 8 if it is not a PNG, and whether it has one grey channel."""
+    _, _, depth, colour_type = png_header(path) or (0, 0, 8, 0)
+    return depth, colour_type == 0
+
+
+def _mode_of(path: Path) -> str:
+    """Pillow's mode of an image, by its header alone; empty if it cannot be read."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.mode
+    except Exception:  # each format has errors of its own
+        return ""
+
+
 def read_first_of_three_16_bit(path: Path) -> np.ndarray:
     """Read the first channel of a PNG with three channels of 16 bits.
 
@@ -174,7 +370,10 @@ def read_first_of_three_16_bit(path: Path) -> np.ndarray:
     """
     cv2 = require("cv2", "data")
     load_image(path)  # raises the same error for a damaged file as other data sets
-    pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    except (OSError, cv2.error) as error:
+        raise InputError(f"{path} cannot be read as an image: {one_line(error)}") from error
     if pixels is None:
         raise InputError(f"{path} cannot be read as an image.")
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
@@ -206,21 +405,29 @@ class Polygons:
             InputError: the file is not a polygon file, or has a label that is not in `values`.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            image = Image.new("L", (content["imgWidth"], content["imgHeight"]), self.background)
+            content = json.loads(read_text(path, _MAX_POLYGON_FILE))
+            size = content["imgWidth"], content["imgHeight"]
+            if not all(is_integer(side, _MAX_SIDE) and side for side in size):
+                raise ValueError(f"imgWidth and imgHeight are {size}; expected integers from 1 to {_MAX_SIDE}")
+            image = Image.new("L", size, self.background)
             draw = ImageDraw.Draw(image)
             for entry in content["objects"]:
                 corners = [(float(x), float(y)) for x, y in entry["polygon"]]
+                if not all(abs(number) < _MAX_COORDINATE for corner in corners for number in corner):
+                    raise ValueError(f"a corner is further than {_MAX_COORDINATE:,} pixels away")
                 if not entry.get("deleted") and len(corners) > 1:
                     draw.polygon(corners, fill=self._value(entry["label"], path))
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{path} cannot be read as a polygon file: {type(error).__name__} {error}") from error
+            raise InputError(
+                f"{path} cannot be read as a polygon file: {type(error).__name__} {one_line(error)}. Expected the keys imgWidth, "
+                "imgHeight and objects, each with label and polygon. Restore the file."
+            ) from error
         return np.array(image)
 
     def _value(self, label: str, path: Path) -> int:
         for name in (label, label.removesuffix("group")):
             if name in self.values:
                 return self.values[name]
-        raise InputError(f"{path} has the label {label!r}; expected one of {', '.join(self.values)}.")
+        raise InputError(f"{path} has the label {one_line(repr(label))}; expected one of {', '.join(self.values)}.")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rein.dgss.data.datasets.encodings import Encoding, check_rgb, read_rgb
+from rein.dgss.data.datasets.encodings import Colours, Encoding, read_rgb
 from rein.dgss.data.pairs import Pairs, Sample
 from rein.dgss.labels import IGNORE_LABEL, LabelSpace
 from rein.errors import InputError
@@ -42,7 +42,7 @@ class Layout:
     image_names: tuple[str, ...]
     labels: str
     label_name: str
-    encoding: Encoding
+    encoding: Encoding | Colours
     recursive: bool = True
     prefix: str = ""
 
@@ -53,7 +53,7 @@ class _Found:
     image: Path
     label: Path  # the expected path
     missing: bool  # the label does not exist
-    encoding: Encoding
+    encoding: Encoding | Colours
 
 
 class Images(Dataset[Tensor]):
@@ -73,7 +73,7 @@ class Images(Dataset[Tensor]):
         path = Path(path)
         self.root = path if path.is_dir() else path.parent
         if not path.exists():
-            raise InputError(f"{path} does not exist; expected a folder of images or an image file.")
+            raise InputError(f"{describe_missing(path)}; expected a folder of images or an image file. Check the path.")
         inside = sorted(_files(path, recursive=True)) if path.is_dir() else [path.name]
         self.paths = [self.root / name for name in inside if name.lower().endswith(IMAGE_SUFFIXES)]
         if not self.paths:
@@ -90,22 +90,6 @@ class Images(Dataset[Tensor]):
     def read_image(self, index: int) -> Tensor:
         """The image, (3, H, W) uint8."""
         return torch.from_numpy(read_rgb(self.paths[index])).permute(2, 0, 1)
-
-    def check(self) -> None:
-        """Check the header of every file, so that a bad file is found before a long prediction starts.
-
-        Raises:
-            InputError: files cannot be used; the message names the first and counts the others.
-        """
-        wrong = []
-        for path in self.paths:
-            try:
-                check_rgb(path)
-            except InputError as error:
-                wrong.append(str(error))
-        if wrong:
-            more = f" ({len(wrong)} such files of {len(self.paths)})" if len(wrong) > 1 else ""
-            raise InputError(f"{wrong[0]}{more}")
 
     def name_of(self, index: int) -> str:
         """The image's path below the folder. The suffix is removed unless two names differ only in the suffix."""
@@ -140,11 +124,15 @@ class Files(Pairs):
         skip_unlabelled: bool = False,
     ) -> None:
         self.space = space
-        found = _find(root, split, layouts)
+        found, unused = _find(root, split, layouts)
+        self.unused_labels = unused if labels else []
         missing = [entry for entry in found if entry.missing] if labels else []
         if missing and (not skip_unlabelled or len(missing) == len(found)):
+            folder = missing[0].label.parent
+            note = "" if folder.is_dir() else f" {describe_missing(folder)}."
             raise InputError(
-                f"{missing[0].image} has no label; expected {missing[0].label}. To open images without labels, set labels=false."
+                f"{missing[0].image} has no label; expected {missing[0].label}.{note} To open images without labels, set "
+                "labels=false."
             )
         self.left_out = {entry.image: f"{NO_LABEL}; expected {entry.label}" for entry in missing}
         used = [entry for entry in found if not (labels and entry.missing)]
@@ -160,7 +148,7 @@ class Files(Pairs):
         path, label_path = self.pairs[index]
         if label_path is None:
             return image, torch.full(image.shape[1:], IGNORE_LABEL, dtype=torch.uint8)
-        label = torch.from_numpy(self._encodings[index].decode(label_path))
+        label = self.read_label(index)
         if label.shape != image.shape[1:]:
             raise InputError(
                 f"{path} is {image.shape[2]} x {image.shape[1]} pixels and its label {label_path} is {label.shape[1]} x "
@@ -171,6 +159,16 @@ class Files(Pairs):
     def read_image(self, index: int) -> Tensor:
         """The image without its label, (3, H, W) uint8."""
         return torch.from_numpy(read_rgb(self.pairs[index][0])).permute(2, 0, 1)
+
+    def read_label(self, index: int) -> Tensor:
+        """The label without its image, (H, W) uint8."""
+        label_path = self.pairs[index][1]
+        return self[index][1] if label_path is None else torch.from_numpy(self._encodings[index].decode(label_path))
+
+    def coding_of(self, index: int) -> str:
+        """How the label encodes classes, in words, by the header of its file alone."""
+        label_path = self.pairs[index][1]
+        return "no labels" if label_path is None else self._encodings[index].coding_of(label_path)
 
     def name_of(self, index: int) -> str:
         """The image's path below the folder of images, without the prefix and suffix that all names share."""
@@ -189,29 +187,42 @@ class Files(Pairs):
         self._encodings = [self._encodings[i] for i in kept]
 
 
-def _find(root: Path, split: str, layouts: Sequence[Sequence[Layout]]) -> list[_Found]:
-    """The images of the first alternative with labels, else of the first alternative with images."""
+def describe_missing(folder: Path) -> str:
+    """Why a folder is not there: names the first part of its path that does not exist."""
+    for part in [*reversed(folder.parents), folder]:
+        if not part.exists():
+            return f"{part} does not exist"
+    return f"{folder} is not a folder"
+
+
+def _find(root: Path, split: str, layouts: Sequence[Sequence[Layout]]) -> tuple[list[_Found], list[Path]]:
+    """The images of the first alternative with labels, else of the first alternative with images; and labels without an image."""
     if not root.is_dir():
-        raise InputError(f"{root} is not a folder; expected the folder of the data set.")
+        raise InputError(f"{describe_missing(root)}; expected the folder of the data set. Check the path.")
     without_labels: list[_Found] = []
     for alternative in layouts:
-        found = [entry for layout in alternative for entry in _find_layout(root, split, layout)]
+        unused: list[Path] = []
+        found = [entry for layout in alternative for entry in _find_layout(root, split, layout, unused)]
         if any(not entry.missing for entry in found):
-            return found
+            return found, unused
         without_labels = without_labels or found
     if without_labels:
-        return without_labels
+        return without_labels, []
     every = [layout for alternative in layouts for layout in alternative]
     folders = dict.fromkeys(str(root / layout.images.format(split=split)) for layout in every)
     names = dict.fromkeys(name.replace("{}", "*") for layout in every for name in layout.image_names)
-    raise InputError(f"{' or '.join(folders)} has no images; expected {', '.join(names)}.")
+    first = Path(next(iter(folders)))
+    note = "" if any(Path(folder).is_dir() for folder in folders) else f" {describe_missing(first)}."
+    raise InputError(f"{' or '.join(folders)} has no images; expected {', '.join(names)}.{note}")
 
 
-def _find_layout(root: Path, split: str, layout: Layout) -> Iterator[_Found]:
+def _find_layout(root: Path, split: str, layout: Layout, unused: list[Path]) -> Iterator[_Found]:
+    """The images of one layout. Labels without an image are added to `unused` after the last image."""
     images, labels = (root / folder.format(split=split) for folder in (layout.images, layout.labels))
     present = {_lower_suffix(path): path for path in _files(labels, layout.recursive)} if images.is_dir() else {}
     patterns = [name.split("{}") for name in layout.image_names]
     seen: dict[str, str] = {}
+    used = set[str]()
     for path in sorted(_files(images, layout.recursive)):
         folder, name = os.path.split(path)
         for before, after in patterns:
@@ -225,8 +236,12 @@ def _find_layout(root: Path, split: str, layout: Layout) -> Iterator[_Found]:
                 seen[key] = path
                 label = os.path.join(folder, layout.label_name.format(stem))
                 label_path = labels / present.get(label, label)
+                used.add(label)
                 yield _Found(layout.prefix + key, images / path, label_path, label not in present, layout.encoding)
                 break
+    before, after = layout.label_name.split("{}")
+    names = ((label, os.path.basename(label)) for label in present.keys() - used)
+    unused += sorted(labels / present[label] for label, name in names if name.startswith(before) and name.endswith(after))
 
 
 def _files(folder: Path, recursive: bool) -> Iterator[str]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rein.dgss.data.datasets import class_maps
 from rein.dgss.data.datasets.corruptions import Corrupted
-from rein.dgss.data.datasets.encodings import Encoding, identity, read_values
-from rein.dgss.data.datasets.files import IMAGE_SUFFIXES, Files, Layout
+from rein.dgss.data.datasets.encodings import Colours, Encoding, class_numbers, colour_table, png_header, read_values
+from rein.dgss.data.datasets.files import IMAGE_SUFFIXES, Files, Layout, describe_missing
 from rein.dgss.data.datasets.generated import Scenes, scene_seeds
-from rein.dgss.data.datasets.spec import DatasetSpec, Request
+from rein.dgss.data.datasets.matlab import read_matrices
+from rein.dgss.data.datasets.spec import DatasetSpec, Part, Request
 from rein.dgss.data.pairs import Pairs
-from rein.dgss.labels import LabelSpace, label_space
-from rein.errors import InputError
-from rein.extras import require
+from rein.dgss.labels import LabelSpace, label_space, read_index
+from rein.errors import InputError, one_line
+from rein.files import read_text
 
 CONDITIONS = ("fog", "night", "rain", "snow")
 
@@ -47,11 +47,12 @@ def open_gtav(spec: DatasetSpec, request: Request) -> Files:
 
 
 def _split_numbers(path: Path, split: str) -> set[int]:
-    loadmat = require("scipy.io", "data").loadmat
     try:
-        return {int(number) for number in loadmat(path)[f"{split}Ids"].ravel()}
-    except Exception as error:  # scipy raises its own error types
-        raise InputError(f"{path} cannot be read as the publisher's split.mat: {type(error).__name__} {error}") from error
+        return {int(number) for number in read_matrices(path)[f"{split}Ids"]}
+    except (OSError, KeyError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{path} cannot be read as the publisher's split.mat: {type(error).__name__} {one_line(error)}"
+        ) from error
 
 
 def _image_number(image: Path) -> int:
@@ -64,13 +65,8 @@ def _sizes(pair: tuple[Path, Path | None]) -> tuple[tuple[int, int] | None, tupl
 
 
 def _png_size(path: Path) -> tuple[int, int] | None:
-    """Width and height from the header of a PNG file; None if there is no header. Reading the file then raises."""
-    try:
-        with path.open("rb") as file:
-            header = file.read(24)
-    except OSError:
-        return None
-    return struct.unpack(">II", header[16:24]) if header[:8] == b"\x89PNG\r\n\x1a\n" and len(header) == 24 else None
+    header = png_header(path)
+    return None if header is None else header[:2]
 
 
 _MAPILLARY_FOLDERS = {"train": ("training", "train"), "val": ("validation", "val"), "test": ("testing", "test")}
@@ -98,11 +94,11 @@ def _mapillary_classes(config: Path) -> dict[int, int] | None:
     if not config.exists():
         return None
     try:
-        names = [label["name"] for label in json.loads(config.read_text(encoding="utf-8"))["labels"]]
+        names = [label["name"] for label in json.loads(read_text(config, 10_000_000))["labels"]]
         return {value: class_maps.mapillary_class(name) for value, name in enumerate(names)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{config} cannot be read as a config file of Mapillary Vistas: {type(error).__name__} {error}"
+            f"{config} cannot be read as a config file of Mapillary Vistas: {type(error).__name__} {one_line(error)}"
         ) from error
 
 
@@ -135,14 +131,33 @@ def open_folder(spec: DatasetSpec, request: Request) -> Files:
         )
     if not (domain / "images").is_dir():
         splits = sorted(path.parent.name for path in request.root.glob("*/images"))
-        found = f" The splits of {request.root} are {', '.join(splits)}." if splits else ""
+        remedy = f"The splits of {request.root} are {', '.join(splits)}." if splits else "Check the path."
         raise InputError(
-            f"{domain / 'images'} is not a folder; expected images/* and labels/*.png in {request.root} or in {domain}.{found}"
+            f"{describe_missing(domain / 'images')}; expected images/* and labels/*.png in {request.root} or in {domain}. {remedy}"
         )
     space = space_of_folder(request)
     names = tuple(f"{{}}{suffix}" for suffix in IMAGE_SUFFIXES)
-    layout = Layout("images", names, "labels", "{}.png", identity(space, values=request.options["values"]), recursive=False)
+    layout = Layout("images", names, "labels", "{}.png", _coding_of_folder(request, space), recursive=False)
     return Files(domain, request.split, [[layout]], space, request.labels, request.skip_unlabelled)
+
+
+def _coding_of_folder(request: Request, space: LabelSpace) -> Encoding | Colours:
+    """How labels encode classes: from the options, else from index.json."""
+    if not request.labels:
+        return class_numbers(space)
+    index = read_index(_index_folder(request))
+    stated = {key: request.options[key] for key in ("values", "colors", "ignored_colors")}
+    if not any(value is not None for value in stated.values()):
+        stated = {key: index.get(key) for key in stated}
+    if stated["colors"] is None and stated["ignored_colors"] is None:
+        return class_numbers(space, stated["values"])
+    if stated["values"] is not None or space.ignored or stated["colors"] is None:
+        raise InputError(
+            f"the labels of {request.root} have colors {one_line(repr(stated['colors']))}, ignored_colors "
+            f"{one_line(repr(stated['ignored_colors']))}, values {one_line(repr(stated['values']))} and ignored values "
+            f"{one_line(list(space.ignored))}; expected colours or values. Remove one kind."
+        )
+    return colour_table(space.names, stated["colors"], stated["ignored_colors"])
 
 
 def space_of_folder(request: Request) -> LabelSpace:
@@ -151,17 +166,32 @@ def space_of_folder(request: Request) -> LabelSpace:
     if options["space"] is not None:
         space: LabelSpace = options["space"]
         return space
-    domain = _domain_folder(request)
-    folder = domain if (domain / "index.json").exists() else domain.parent
+    folder = _index_folder(request)
     if not request.labels and options["classes"] is None and not (folder / "index.json").exists():
         return LabelSpace(("anything",), ((128, 128, 128),))  # images without labels need no class names
     return label_space(folder, options["classes"], tuple(options["ignored"]))
+
+
+_SPLIT_NAMES = ("train", "training", "trainval", "val", "valid", "validation", "test", "testing")
+
+
+def part_of_folder(request: Request) -> Part:
+    """The folder of `images` is a domain, and the split too, unless its name is that of a split: then its parent is the domain."""
+    folder = _domain_folder(request).resolve()
+    if folder.name.lower() in _SPLIT_NAMES:
+        return Part((str(folder.parent),), folder.name)
+    return Part((str(folder),), "")
 
 
 def _domain_folder(request: Request) -> Path:
     """The folder of `images` and `labels`: the subfolder of the split, unless only the root has `images`."""
     subfolder = request.root / request.split
     return subfolder if (subfolder / "images").is_dir() or not (request.root / "images").is_dir() else request.root
+
+
+def _index_folder(request: Request) -> Path:
+    domain = _domain_folder(request)
+    return domain if (domain / "index.json").exists() else domain.parent
 
 
 def open_scenes(spec: DatasetSpec, request: Request) -> Pairs:

@@ -13,7 +13,19 @@ from rein.dgss.data.datasets.encodings import (
     read_values,
 )
 from rein.dgss.data.datasets.files import Layout
-from rein.dgss.data.datasets.spec import DatasetSpec, Option, parse_bool, parse_names, parse_numbers, parse_size
+from rein.dgss.data.datasets.spec import (
+    BOOL,
+    CLASS_COLOURS,
+    COLOURS,
+    NAMES,
+    NUMBER,
+    NUMBERS,
+    SIZE,
+    SPACE,
+    TEXT,
+    DatasetSpec,
+    Option,
+)
 from rein.dgss.labels import LabelSpace
 from rein.dgss.scenes import DOMAINS
 
@@ -73,10 +85,10 @@ _ALL = (
             (Layout("images", ("{}.png",), "labels", "{}.png", Encoding("Cityscapes label ids", class_maps.GTAV, read_values)),),
         ),
         options={
-            "split_file": Option("read the split from the publisher's split.mat at this path; without it, train has all images"),
-            "skip_misfits": Option(
-                "leave out the few pairs whose image and label differ in size (true or false)", True, parse=parse_bool
+            "split_file": Option(
+                "read the split from the publisher's split.mat at this path; without it, train has all images", TEXT
             ),
+            "skip_misfits": Option("leave out the few pairs whose image and label differ in size (true or false)", BOOL, True),
         },
         opener=openers.open_gtav,
     ),
@@ -99,6 +111,7 @@ _ALL = (
                 ),
             ),
         ),
+        absent=("terrain", "truck", "train"),
     ),
     DatasetSpec(
         "urbansyn",
@@ -154,8 +167,8 @@ _ALL = (
         options={
             "version": Option(
                 "select the version of the labels; default: the first version that exists",
-                None,
-                ("v1.2", "v2.0", "v1.1"),
+                TEXT,
+                choices=("v1.2", "v2.0", "v1.1"),
             )
         },
         opener=openers.open_mapillary,
@@ -172,7 +185,7 @@ _ALL = (
             tuple(_acdc(condition, "labelTrainIds", _TRAIN_IDS) for condition in openers.CONDITIONS),
             tuple(_acdc(condition, "labelIds", _LABEL_IDS) for condition in openers.CONDITIONS),
         ),
-        options={"condition": Option("select one condition; default: all", None, openers.CONDITIONS)},
+        options={"condition": Option("select one condition; default: all", TEXT, choices=openers.CONDITIONS, domain=True)},
         opener=openers.open_acdc,
     ),
     DatasetSpec(
@@ -184,8 +197,8 @@ _ALL = (
         documentation="https://github.com/bethgelab/imagecorruptions",
         layouts=_CITYSCAPES_LAYOUTS,
         options={
-            "kind": Option("select the corruption", None, KINDS),
-            "severity": Option("select the severity", None, SEVERITIES, int),
+            "kind": Option("select the corruption", TEXT, choices=KINDS, domain=True),
+            "severity": Option("select the severity", NUMBER, choices=SEVERITIES, domain=True),
         },
         opener=openers.open_corrupted,
     ),
@@ -230,19 +243,26 @@ _ALL = (
         summary="a folder of your own images and labels",
         layout_text="images/*\nlabels/*.png, with the same names\nor both in a subfolder, whose name is the split\nindex.json "
         "in the same folder or in its parent",
-        encoding_text="PNG with one channel of class numbers; their names in index.json: "
-        '{"classes": ["road", ...], "palette": [[128, 64, 128], ...], "ignore_label_on_disk": 11}',
+        encoding_text="PNG of class numbers (one channel, equal channels, or the indices of a palette), or of colours if there is a "
+        'colour table; index.json: {"classes": ["road", ...], "palette": [[128, 64, 128], ...], "ignore_label_on_disk": 11}, '
+        'optional: "values": [0, ...], or "colors": {"road": [128, 64, 128], ...} and "ignored_colors": [[0, 0, 0], ...]',
         url="",
         documentation="",
         splits=(),
+        absent=None,
         options={
-            "classes": Option("set the class names, separated by commas, if there is no index.json", parse=parse_names),
-            "values": Option("set the value on disk of each class, such as 0,255; default: 0, 1, 2, ...", parse=parse_numbers),
-            "ignored": Option("set label values to ignore in addition to 255, such as 11,12", (), parse=parse_numbers),
-            "space": Option("set classes and ignored values as a LabelSpace (only from Python)"),
+            "classes": Option("set the class names, separated by commas, if there is no index.json", NAMES),
+            "values": Option("set the value on disk of each class, such as 0,255; default: 0, 1, 2, ...", NUMBERS),
+            "ignored": Option("set label values to ignore in addition to 255, such as 11,12", NUMBERS, ()),
+            "colors": Option(
+                "set the colour on disk of each class, such as 000000,ff0000, if the labels are coloured", CLASS_COLOURS
+            ),
+            "ignored_colors": Option("set colours on disk to ignore, such as ffffff", COLOURS),
+            "space": Option("set classes and ignored values as a LabelSpace", SPACE),
         },
         opener=openers.open_folder,
         find_space=openers.space_of_folder,
+        find_part=openers.part_of_folder,
     ),
     DatasetSpec(
         "scenes",
@@ -252,10 +272,10 @@ _ALL = (
         url="",
         documentation="",
         options={
-            "domain": Option("select weather and light", DOMAINS[0], DOMAINS),
-            "size": Option("set height and width in pixels, such as 128x256", (128, 256), parse=parse_size),
-            "count": Option("set the number of scenes", 160, parse=int),
-            "seed": Option("select the streets; different seeds share none", 0, parse=int),
+            "domain": Option("select weather and light", TEXT, DOMAINS[0], DOMAINS, domain=True),
+            "size": Option("set height and width in pixels, such as 128x256", SIZE, (128, 256)),
+            "count": Option("set the number of scenes", NUMBER, 160),
+            "seed": Option("select the streets; different seeds share none", NUMBER, 0),
         },
         opener=openers.open_scenes,
     ),
