@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
+QUICK := adapter refinement stagewise config conformance parameters layout checkpoint injection
 CORE := -m "not sweep and not slow" tests --ignore tests/dgss --ignore tests/bench
 
 .PHONY: demo test test-quick test-backbones test-recipes fuzz test-oldest test-newest dist test-dist bench format clean
@@ -16,7 +17,7 @@ test: .venv/installed  ## format, lint, types and the whole test suite
 	$(BIN)/python -m pytest -n $(JOBS)
 
 test-quick: .venv/installed  ## the tests of the core: adapter, injection, files, heads, layout; under two minutes
-	$(BIN)/python -m pytest -n $(JOBS) $(CORE)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not sweep and not slow" $(addprefix tests/test_,$(addsuffix .py,$(QUICK)))
 
 test-backbones: .venv/installed  ## every model name of timm, on meta tensors: about ten minutes
 	$(BIN)/python -m pytest -m sweep tests/test_all_backbones.py

@@ -17,6 +17,8 @@ LAYERS = {
     "extras": 0,
     "modes": 0,
     "config": 0,
+    "files": 1,
+    "pytorch_files": 1,
     "refinement": 1,
     "adapter": 1,
     "stagewise": 1,
@@ -46,6 +48,8 @@ ALLOWED = {
 }
 ALLOWED |= {module: {"torch"} for module in ("refinement", "stagewise", "modes", "injection", "parameters", "segmenter")}
 ALLOWED["other_adapters"] = {"torch"}
+ALLOWED["files"] = {"torch", "safetensors"}
+ALLOWED["pytorch_files"] = {"torch"}
 ALLOWED["catalogue"] = {"torch", "timm"}
 ALLOWED["testing"] = {"torch", "timm", "safetensors"}
 ALLOWED["official"] = {"torch", "safetensors"}

@@ -132,8 +132,8 @@ class ReinAdapter(nn.Module):
 
         Args:
             x: tokens, (..., N, C), in any floating dtype.
-            layer: index of the layer, from 0. With None, `x` is returned unchanged: models that call all their children in turn
-                (`nn.Sequential`, some of timm's `features_only`) also call an adapter that is one of the children.
+            layer: index of the layer, from 0. None returns `x` unchanged, because models that call all their children in turn
+                (`nn.Sequential`, some of timm's `features_only`) call the adapter as a child, without a layer.
             num_prefix_tokens: number of leading rows (class token, registers) that are not patches; they pass through unchanged.
                 Passing them here is cheaper than slicing and concatenating, which copies the sequence twice.
             pass_cache: folded matrices that all layers share during one pass without gradients.

@@ -94,7 +94,7 @@ def test_the_evaluated_state_is_the_best_on_the_source_and_the_one_that_is_expor
     assert all(torch.equal(exported[key], best["state_dict"][f"segmenter.head.{key}"]) for key in exported)
 
 
-def test_a_finished_demo_is_kept_and_one_with_other_settings_is_refused(streets, monkeypatch):
+def test_a_finished_demo_is_kept_and_one_with_other_settings_is_refused(streets):
     out, table, _ = streets
     options = {
         "out": out,
@@ -110,6 +110,21 @@ def test_a_finished_demo_is_kept_and_one_with_other_settings_is_refused(streets,
     assert (out / "rein/checkpoints/last.ckpt").stat().st_mtime_ns == before
     with pytest.raises(CheckpointError, match=r"max_steps was 4, is 5.*start another run with another --out"):
         demo.run(demo.Options(**options, steps=5, scenes=8), lambda text: None)
+
+
+def test_a_finished_demo_evaluates_new_targets_and_refuses_another_source(tmp_path):
+    first, second = (make_folder(tmp_path / name, ("day", "dusk")) for name in ("first", "second"))
+
+    def run(root, limit=None):
+        data = demo.FolderData(root=root, source="day", crop=32, limit=limit)
+        options = {"backbone": "test_vit", "pretrained": False, "patch_size": 8, "steps": 2, "batch_size": 1}
+        demo.run(demo.Options(out=tmp_path / "out", data=data, **options), lambda text: None)
+        return json.loads((tmp_path / "out" / "results.json").read_text())["evaluation"]["limit"]
+
+    assert run(first) is None
+    assert run(first, limit=1) == 1
+    with pytest.raises(CheckpointError, match=r"data\.sources was .*first.*, is .*second"):
+        run(second)
 
 
 def test_the_demo_starts_from_the_pretrained_pocket_backbone_by_default(monkeypatch):
@@ -321,6 +336,7 @@ def test_ctrl_c_keeps_the_state_and_the_same_command_resumes(tmp_path):
     assert process.returncode == 130, errors
     assert f"rein: {out / 'frozen'} was interrupted at step" in errors
     assert f"{out / 'frozen' / 'checkpoints'} holds last.ckpt and best.ckpt" in errors
+    assert errors.rstrip().endswith("To resume, run the same command again.")
     assert "Traceback" not in errors
     state = torch.load(out / "frozen/checkpoints/last.ckpt", weights_only=True)
     assert 80 <= state["global_step"] < 400
@@ -353,5 +369,5 @@ def test_data_settings_keep_their_old_name_with_a_warning():
     domain = {"dataset": "scenes", "options": {"count": 1, "size": [32, 32]}}
     from rein.dgss.data.datamodule import Domain
 
-    with pytest.warns(DeprecationWarning, match="use data.eval_edge"):
+    with pytest.warns(FutureWarning, match="use data.eval_edge"):
         assert DomainData(sources=[Domain(**domain)], judged_edge=40).eval_edge == 40

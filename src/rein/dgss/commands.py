@@ -64,7 +64,7 @@ def run(arguments: Sequence[str], *, quiet: bool = False) -> ReinCLI:
         The finished command, whose `trainer`, `model` and `datamodule` can be read.
 
     Raises:
-        InputError: and the library's other errors, for bad input.
+        ReinError: bad input; an InputError or a CheckpointError, for example.
         Interrupted: Ctrl-C during the run.
         SystemExit: after the help.
     """
@@ -126,6 +126,22 @@ class ReinCLI(LightningCLI):
         """Folder of the run's checkpoints."""
         return self.out / "checkpoints"
 
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer.
+
+        Raises:
+            InputError: and the library's other errors, if they cannot be built.
+        """
+        try:
+            super().instantiate_classes()
+        except (ReinError, ArgumentError):
+            raise
+        except Exception as error:  # what the libraries raise for settings that they do not accept
+            raise InputError(
+                f"the configuration cannot be used: {type(error).__name__}: {one_line(error)}. Correct the setting (see rein fit "
+                "--help)."
+            ) from error
+
     # -- trainer
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
@@ -162,7 +178,7 @@ class ReinCLI(LightningCLI):
         trainer = self._instantiate_trainer(settings, [])
         if getattr(trainer.strategy, "_save_distributed_checkpoint", False):
             raise InputError(
-                "ModelParallelStrategy would save sharded checkpoints, which need every frozen weight. Give it "
+                "ModelParallelStrategy saves sharded checkpoints, but checkpoints of rein leave out frozen weights. Set its "
                 "save_distributed_checkpoint: false."
             )
         return trainer
@@ -202,7 +218,9 @@ class ReinCLI(LightningCLI):
         data = self._get(self.config, "data")
         for name in ("held_out", "batch_size", "crop", "scales", "max_share", "photometric", "seed"):
             settings[f"data.{name}"] = data[name]
-        settings["data.sources"] = [[source.dataset, source.split, source.options] for source in self.datamodule.sources]
+        for role in ("sources", "validation"):
+            domains = getattr(self.datamodule, role)
+            settings[f"data.{role}"] = [[domain.dataset, domain.path, domain.split, domain.options] for domain in domains]
         for name in ("max_steps", "accumulate_grad_batches", "precision", "gradient_clip_val"):
             settings[f"trainer.{name}"] = self._get(self.config, "trainer")[name]
         return json.loads(json.dumps(settings, default=str))  # the types that a checkpoint gives back
@@ -233,7 +251,7 @@ class ReinCLI(LightningCLI):
         holds = f"holds {' and '.join(kept)}" if kept else "holds no checkpoint yet"
         return (
             f"{self.out} was interrupted at step {self.trainer.global_step} of {self.trainer.max_steps}; {self.checkpoints} {holds}. "
-            "To resume, run the same command with --ckpt_path last."
+            f"To resume, run the same command{' again' if self.quiet else ' with --ckpt_path last'}."
         )
 
     def before_fit(self) -> None:
@@ -245,7 +263,7 @@ class ReinCLI(LightningCLI):
         last, checkpoint = self.checkpoints / "last.ckpt", self._get(self.config, "ckpt_path")
         if checkpoint == "best":
             raise InputError("best.ckpt holds weights only. To resume, use --ckpt_path last.")
-        if checkpoint == "last":  # start if there is nothing to resume, so that one command serves both
+        if checkpoint == "last":  # without last.ckpt, start anew: one command starts and resumes
             self._set_checkpoint(last if last.exists() else None)
         elif checkpoint is not None:
             self._set_checkpoint(Path(checkpoint))
@@ -266,7 +284,7 @@ class ReinCLI(LightningCLI):
                 if is_wrapped(backbone):
                     rein.save(backbone, self.out / "adapter.safetensors")
             if not self.quiet:
-                rank_zero_info(f"adapter and head are in {self.out / 'segmenter.safetensors'}")
+                rank_zero_info(f"the segmenter is in {self.out / 'segmenter.safetensors'}")
         if not self.quiet:
             rank_zero_info(f"To evaluate it: rein test --config {self.out / 'config.yaml'}")
 
@@ -380,7 +398,7 @@ def _help_text(parser: LightningArgumentParser, command: str, description: str, 
 
 _HELP = {  # of options that are not ours
     "config": "recipe (see rein recipes) or YAML file; may be given several times, later ones override earlier ones",
-    "ckpt_path": "checkpoint to load: a file, last or best; for fit, last resumes the run in the same folder",
+    "ckpt_path": "checkpoint to load: a file, or the word last or best; with fit, last resumes the run in --out, if there is one",
     "seed_everything": "seed of weights, order, transforms and steps",
     "trainer.max_steps": "number of optimizer steps",
     "trainer.devices": "number of devices",

@@ -84,7 +84,7 @@ def run(options: Options, say: Callable[[str], object] = print) -> str:
         say(f"{name}: fit and test, in {folder}")
         text = recipes.to_yaml({**config, "out": str(folder)}, f"rein demo: {name}")
         commands.run(["fit", "--config", text, "--ckpt_path", "last"], quiet=True)
-        commands.run(["test", "--config", str(folder / "config.yaml")], quiet=True)
+        commands.run(["test", "--config", text], quiet=True)  # not the saved configuration, whose targets may differ
         folders.append(folder)
     table = compare(folders, options.out, list(configs))
     if not options.pretrained:
@@ -128,7 +128,7 @@ _PAPER_RATES = {"lr": 1e-3, "adapter_factor": 0.1, "backbone_factor": 0.01}
 
 
 def _street_data(options: Options) -> dict[str, Any]:
-    """Generated streets: an eighth as many choose the best state, three twentieths are evaluated in each domain."""
+    """Generated streets: `scenes` to train on, 1/8 of that number for validation, 3/20 of it in each target domain."""
     data = recipes.resolve(RECIPES["rein"])["data"]
     counts = {
         "sources": options.scenes,
@@ -142,7 +142,7 @@ def _street_data(options: Options) -> dict[str, Any]:
 
 
 def _folder_data(data: FolderData) -> dict[str, Any]:
-    """A folder of domains: a tenth of the source, its last pairs, chooses the best state."""
+    """A folder of domains. The last tenth of the source pairs is held out for validation."""
     names = find_domains(data.root)
     if data.source not in names:
         raise InputError(f"{data.root} has no domain {data.source!r}; expected one of {', '.join(names)}.")

@@ -101,13 +101,13 @@ def check_backbone(
     * prefix rows: prefix tokens and all other items of a block's output stay bit-identical. Tokens that are the same for every
       image, and therefore are not patches, come before the patch tokens.
     * gradients: they reach every layer of the adapter and no frozen parameter.
-    * in place: hooks may change the outputs of the blocks in place in training.
     * frozen: training mode changes neither features nor buffers.
     * disabled, unwrap: the outputs are bit-identical to those of the bare model.
     * deepcopy: a copy of the wrapped model is independent.
     * save and load: the outputs stay bit-identical.
     * inference mode, channels last, compile (full graph): the outputs stay equal within a tolerance.
     * checkpointing: the gradients stay equal within a tolerance.
+    * in place: in training, hooks may change the outputs of the blocks in place.
 
     Args:
         model: a backbone as for `rein.wrap`, not wrapped.
@@ -367,10 +367,16 @@ def _inference_mode(case: _Case) -> None:
 def _channels_last(case: _Case) -> bool:
     if not isinstance(case.inputs, Tensor) or case.inputs.ndim != 4:
         return False
-    model: Any = case.wrapped()
-    expected = case.run(model)
-    got = model.to(memory_format=torch.channels_last)(case.inputs.contiguous(memory_format=torch.channels_last))
-    _check(_close(got, expected, 1e-3), "channels last", "the outputs differ")
+    model, images = case.wrapped(), case.inputs
+    try:  # double precision: the two layouts round differently, and a random model may amplify that
+        model, images = model.double(), images.double()
+        expected = model(images)
+    except Exception:  # the model supports single precision only
+        model, images = case.wrapped(), case.inputs
+        expected = model(images)
+    got = model.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last))
+    # a wrong layout changes the outputs completely; rounding errors grow through some random networks to more than 1e-3
+    _check(_close(got, expected, 0.03), "channels last", "the outputs differ")
     return True
 
 
@@ -426,7 +432,6 @@ _CHECKS: list[tuple[str, Callable[[_Case], bool | None]]] = [
     ("features", _features),
     ("prefix rows", _prefix_rows),
     ("gradients", _gradients),
-    ("in place", _in_place),
     ("frozen", _frozen),
     ("disabled", _disabled),
     ("unwrap", _unwrap),
@@ -435,4 +440,5 @@ _CHECKS: list[tuple[str, Callable[[_Case], bool | None]]] = [
     ("inference mode", _inference_mode),
     ("channels last", _channels_last),
     ("checkpointing", _checkpointing),
+    ("in place", _in_place),
 ]

@@ -122,7 +122,7 @@ class DomainData(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         if judged_edge is not None:
-            warnings.warn("data.judged_edge is deprecated; use data.eval_edge.", DeprecationWarning, stacklevel=2)
+            warnings.warn("data.judged_edge is deprecated; use data.eval_edge.", FutureWarning, stacklevel=2)
             eval_edge = judged_edge if eval_edge is None else eval_edge
         self.root, self.sources, self.targets, self.validation = Path(root), list(sources), list(targets), list(validation)
         self.held_out, self.predict, self.batch_size, self.workers, self.seed = held_out, predict, batch_size, workers, seed

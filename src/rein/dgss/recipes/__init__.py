@@ -143,7 +143,7 @@ def _expand(path: Path, parents: tuple[Path, ...] = ()) -> dict[str, Any]:
     bases = config.pop("bases", [])
     if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
         raise InputError(
-            f"`bases` of {path} is {bases!r}. Expected a list of names of recipes or bases. "
+            f"`bases` of {path} is {one_line(repr(bases))}. Expected a list of names of recipes or bases. "
             "Write it as in `bases: [gtav-dinov2-l-rein]`."
         )
     merged: dict[str, Any] = {}
@@ -168,8 +168,8 @@ def _find_base(name: str, path: Path) -> Path:
     base = _file_in(name, FOLDER, BASES)
     if base is None:
         raise InputError(
-            f"`bases` of {path} names {name!r}, which does not exist. Expected the name of a recipe or of a file of {BASES}."
-            f"{_similar(name, FOLDER, BASES)} `rein recipes` lists all recipes."
+            f"`bases` of {path} names {one_line(repr(name))}, which does not exist. Expected the name of a recipe or of a file of "
+            f"{BASES}.{_similar(name, FOLDER, BASES)} `rein recipes` lists all recipes."
         )
     return base
 
@@ -195,6 +195,12 @@ def _load(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} contains {type(config).__name__}. Expected a mapping. Write settings as in `model: {{lr: 0.0001}}`."
         )
+    for key in ("model", "data", "trainer"):
+        if not isinstance(config.get(key, {}), dict):
+            raise InputError(
+                f"{key!r} of {path} is {one_line(repr(config[key]))}. Expected a mapping. Write settings as in "
+                "`model: {lr: 0.0001}`."
+            )
     return config
 
 

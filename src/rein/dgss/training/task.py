@@ -41,7 +41,7 @@ class SegmentationTask(lightning.LightningModule):
         seed: seed of what a step draws at random: dropout, the sampled points of the paper's loss.
         window: side of the sliding windows in evaluation, in pixels; None predicts whole images.
         stride: distance between windows in pixels; None means two thirds of the window.
-        backbone_parameters: names of the backbone's own parameters; None means all but an adapter's.
+        backbone_parameters: names of the parameters that get the backbone's learning rate; None means all but the Rein adapter's.
 
     Attributes:
         confusions: confusion matrix of each domain from the most recent evaluation, by domain index.
@@ -70,7 +70,7 @@ class SegmentationTask(lightning.LightningModule):
         self.settings: dict[str, Any] = {}
         self.loaded_step: int | None = None
         self.loaded_source_miou: float | None = None
-        self._source_miou: float | None = None  # of the current weights, while they were not changed since
+        self._source_miou: float | None = None  # source mIoU of the current weights; None after an optimizer step
         self._average: dict[str, Tensor] = {}
         self._digest: str | None = None
 
@@ -91,7 +91,7 @@ class SegmentationTask(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW and the polynomial schedule over the trainer's steps."""
-        # max_steps, not the trainer's estimate, which opens the loaders before a checkpoint states their position
+        # max_steps: the trainer's estimate would open the loaders before the checkpoint restores their position
         return make_optimizer(self.segmenter, self.optimization, self._backbone_parameters, self.trainer.max_steps)
 
     def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
@@ -200,7 +200,7 @@ class SegmentationTask(lightning.LightningModule):
 
     @strict_loading.setter
     def strict_loading(self, value: bool) -> None:
-        """Lightning restores the value that it found."""
+        """Ignored; Lightning assigns the flag after loading."""
 
     def frozen_digest(self) -> str:
         """SHA-256 of all frozen weights and their names."""
@@ -218,7 +218,7 @@ class SegmentationTask(lightning.LightningModule):
         self.frozen_digest()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what is frozen, and state what it was."""
+        """Remove the frozen tensors, and add their digest."""
         kept = {f"segmenter.{name}" for name in tuned_names(self.segmenter)}
         checkpoint["state_dict"] = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in kept}
         checkpoint[HEADER] = {
