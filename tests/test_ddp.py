@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -104,28 +105,22 @@ def train(name, model, images_of):
     return found
 
 
-@contextlib.contextmanager
-def process_group(rank, port):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+def run_cases(rank, folder):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
-    yield
+    meeting = f"file://{folder}/meeting"  # a port could be taken by another test
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    found = {}
+    for name, (_, settings, _, _) in CASES.items():
+        found[name] = train(name, DistributedDataParallel(make(name), **settings), slice(rank, rank + 1))
+    torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
-
-
-def run_cases(rank, port, folder):
-    with process_group(rank, port):
-        found = {}
-        for name, (_, settings, _, _) in CASES.items():
-            found[name] = train(name, DistributedDataParallel(make(name), **settings), slice(rank, rank + 1))
-        torch.save(found, f"{folder}/{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """The gradients of all cases on both ranks."""
     folder = tmp_path_factory.mktemp("ddp")
-    processes.spawn(run_cases, (unused_port(), str(folder)), nprocs=2)
+    processes.spawn(run_cases, (str(folder),), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
