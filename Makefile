@@ -59,7 +59,9 @@ clean:
 # uv shares the files of packages between environments, so that these take little time and space
 .venv-oldest/installed: .venv/installed
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-oldest
-	$(BIN)/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[dev]'
+	$(BIN)/uv pip compile --quiet --python $(BIN)/python --resolution lowest-direct --extra dev -o .venv-oldest/versions.txt pyproject.toml
+	$(BIN)/uv pip install --quiet --python .venv-oldest --requirements .venv-oldest/versions.txt
+	$(BIN)/uv pip install --quiet --python .venv-oldest --no-deps --editable .
 	touch $@
 
 .venv-newest/installed: .venv/installed

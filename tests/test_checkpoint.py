@@ -195,13 +195,67 @@ DAMAGE = {
     "truncated": (truncate, "not a complete safetensors file"),
     "flipped bit": (flip_a_bit, "altered or damaged"),
     "edited header": (edit_the_header, "altered or damaged"),
+    "a PyTorch file": (
+        lambda path: torch.save({"a": torch.zeros(2)}, path),
+        "is a PyTorch file. Convert a checkpoint of the authors",
+    ),
+    "an old PyTorch file": (
+        lambda path: torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=False),
+        "is a PyTorch file. Convert a checkpoint of the authors with rein convert; pass weights of a backbone",
+    ),
+    "a Lightning checkpoint": (
+        lambda path: torch.save({"pytorch-lightning_version": "2.6.0"}, path),
+        "is a Lightning checkpoint. Pass it to rein fit, test or predict with --ckpt_path",
+    ),
+    "a checkpoint of rein fit": (
+        lambda path: torch.save({"pytorch-lightning_version": "2.6.0", "rein": {}}, path),
+        "is a Lightning checkpoint of rein fit. Pass it .* the adapter and the head are in the run's segmenter.safetensors",
+    ),
+    "a pipe": (lambda path: (path.unlink(), os.mkfifo(path)), "cannot read .*: it is not a regular file"),
+    "a long header": (
+        lambda path: rewrite(path, config='"' + "x" * 3_000_000 + '"'),
+        "is not a complete safetensors file: its header has 3,.* bytes, expected at most 2,097,152",
+    ),
     "missing": (lambda path: path.unlink(), "cannot read"),
     "another library's": (lambda path: save_file({"weight": torch.zeros(2)}, path), "that rein did not write"),
-    "newer format": (lambda path: rewrite(path, rein_format="2"), "has format version 2, rein .* reads version 1; upgrade"),
+    "newer format": (
+        lambda path: rewrite(path, rein_format="2"),
+        "has format version 2, rein .* reads version 1; upgrade rein-adapter",
+    ),
     "unknown kind": (lambda path: rewrite(path, kind='"garden"'), "header that rein .* cannot read: kind is 'garden', expected"),
     "unknown config key": (
         lambda path: rewrite(path, config=config_json(depth=3)),
         r"cannot read: unknown ReinConfig keys \['depth'\]",
+    ),
+    "control characters": (
+        lambda path: rewrite(path, backbone='{"architecture": "a\\u001b[31m"}'),
+        "cannot read: a text has control characters",
+    ),
+    "nested values": (lambda path: rewrite(path, backbone="[" * 50 + "]" * 50), "cannot read: a value is nested too deeply"),
+    "deeply nested values": (
+        lambda path: rewrite(path, backbone="[" * 90_000 + "]" * 90_000),
+        "cannot read: a value is nested too deeply",
+    ),
+    "infinite": (
+        lambda path: rewrite(path, config=config_json(scale_init=float("inf"))),
+        "cannot read: Infinity is not a finite",
+    ),
+    "terabytes of tokens": (
+        lambda path: rewrite(path, config=config_json(num_tokens=10**12)),
+        r"declares ReinConfig\(num_tokens=1000000000000, .*, which is larger than its tensors. Restore the file from a copy",
+    ),
+    "terabytes of rank": (lambda path: rewrite(path, config=config_json(rank=2**62)), "which is larger than its tensors"),
+    "terabytes of queries": (
+        lambda path: rewrite(path, config=config_json(query_dim=10**30)),
+        "which is larger than its tensors",
+    ),
+    "integers": (
+        lambda path: rewrite(path, {**load_file(path), "scale": torch.tensor(1)}),
+        "has scale of dtype torch.int64; expected one of torch.float32",
+    ),
+    "complex numbers": (
+        lambda path: rewrite(path, {**load_file(path), "scale": torch.tensor(1j)}),
+        "has scale of dtype torch.complex64; expected one of torch.float32",
     ),
     "bad config value": (lambda path: rewrite(path, config=config_json(rank=0)), "cannot read: ReinConfig.rank is 0"),
     "header without backbone": (lambda path: rewrite(path, drop=("backbone",)), "cannot read: backbone has no architecture name"),

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import itertools
 import os
 import random
 import resource
@@ -100,6 +101,30 @@ def test_processes_that_save_to_one_name_at_once_leave_a_whole_file(tmp_path):
     assert found <= {0.0, 1.0, 2.0, 3.0}
     assert value_in(path) > 0
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    rein.save(adapter(1.0), path)
+    map_tensors, replaced = torch.UntypedStorage.from_file, []
+
+    def map_late(*arguments, **options):  # safetensors has read the header, and opens the file again for the tensors
+        if not replaced:
+            replaced.append(rein.save(adapter(2.0), path))
+        return map_tensors(*arguments, **options)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", map_late)
+    assert value_in(path) == 2.0
+    assert replaced
+
+
+def test_a_file_that_is_replaced_all_the_time_is_an_error(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    rein.save(adapter(1.0), path)
+    versions = itertools.count()
+    monkeypatch.setattr(files, "_version_of", lambda _: (next(versions),))
+    with pytest.raises(rein.CheckpointError, match="cannot read .*: it is replaced all the time"):
+        rein.load(copy.deepcopy(ADAPTER), path)
 
 
 @pytest.fixture

@@ -166,3 +166,41 @@ def test_unwrapping_leaves_nothing_on_the_blocks():
     model.blocks[0].forward = lambda x: x  # replaced by the user after wrap
     rein.unwrap(model)
     assert model.blocks[0].forward(3) == 3
+
+
+class Caching(nn.Linear):
+    """Computes something once in eval mode, and forgets it in `train`, as some attention layers of timm do."""
+
+    cache = None
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.cache = None
+        return self
+
+    def forward(self, x):
+        if self.training:
+            return super().forward(x)
+        self.cache = self.weight.detach().clone() if self.cache is None else self.cache
+        return nn.functional.linear(x, self.cache, self.bias)
+
+
+@pytest.mark.parametrize("use", ["disabled", "unwrap"])
+def test_a_mode_is_restored_through_the_train_method_of_the_module(use):
+    model, x = build("vit").train(), images()
+    model.blocks[0].mlp.fc1 = Caching(32, 128)
+    rein.wrap(model, SMALL).train()
+    model.attached = Caching(32, 2)
+    if use == "disabled":
+        with rein.disabled(model):
+            model.eval()
+            model.attached(model(x))
+            assert model.attached.cache is not None
+    else:
+        model(x)
+        assert model.blocks[0].mlp.fc1.cache is not None
+        rein.unwrap(model)
+        assert model.blocks[0].mlp.fc1.training
+        assert model.blocks[0].mlp.fc1.cache is None
+    assert model.attached.training
+    assert model.attached.cache is None

@@ -206,12 +206,12 @@ def check_adapter(
             raise CheckpointError(
                 f"{path} does not fit this {name}: the file has {key} {one_line(expected[key], 1000)}, the model has {got[key]}."
             )
+    match_adapter([block.width for block in blocks], config, tensors, path)
     if wrapped and getattr(model, ADAPTER).config != config:
         raise CheckpointError(
             f"{path} holds an adapter with {config}, the model is wrapped with {getattr(model, ADAPTER).config}; "
             "call rein.unwrap(model) first, then rein.load wraps the model with the file's configuration."
         )
-    match_adapter([block.width for block in blocks], config, tensors, path)
 
     def change() -> None:
         before = {name: value.clone() for name, value in getattr(model, ADAPTER).state_dict().items()} if wrapped else {}

@@ -80,17 +80,39 @@ def reason_of(error: Exception) -> str:
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read all tensors and the metadata of a safetensors file. The tensors share memory with the file.
 
+    The library opens a file twice, first for the header, then for the tensors. If another process replaces the file in between, it is
+    read again.
+
     Raises:
         SafetensorError: the file is not a complete safetensors file, or its header is larger than `MAX_HEADER`.
-        OSError: the file does not exist or cannot be read.
+        OSError: the file does not exist or cannot be read, or is replaced all the time.
     """
+    for _ in range(100):
+        before, result = _version_of(path), _try_to_read(path)
+        if _version_of(path) == before:
+            if isinstance(result, SafetensorError):
+                raise result
+            return result
+    raise OSError(errno.EBUSY, "it is replaced all the time")
+
+
+def _version_of(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Numbers that change when the file is replaced."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _try_to_read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]] | SafetensorError:
     check_regular_file(path)
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if MAX_HEADER < size < os.path.getsize(path):  # otherwise the library says what is wrong
-        raise SafetensorError(f"its header has {size:,} bytes, expected at most {MAX_HEADER:,}")
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dictionary
+        return SafetensorError(f"its header has {size:,} bytes, expected at most {MAX_HEADER:,}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dictionary
+    except SafetensorError as error:
+        return error
 
 
 def _mode_to_replace(path: Path) -> int | None:

@@ -22,6 +22,7 @@ from rein.files import check_regular_file, reason_of
 
 MAX_PICKLE = 2**23  # bytes of everything in a file but tensors
 _ZIP = b"PK\x03\x04"  # start of a file since PyTorch 1.6; older ones are pickles followed by tensors
+_OLD_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # their first pickle, a number
 _OLD_PICKLES = 5  # magic number, protocol, system, content, names of the tensors' storages
 
 
@@ -62,11 +63,14 @@ def load(path: str | os.PathLike[str]) -> Any:
 def describe(path: str | os.PathLike[str]) -> str | None:
     """What a PyTorch file is and what to do with it, for the message of a reader of other files; None for any other file."""
     try:
-        if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            start = file.read(len(_OLD_START))
+        if start.startswith(_ZIP):
+            with zipfile.ZipFile(path) as archive, archive.open(_pickle_entry(archive)) as part:
+                start = part.read(MAX_PICKLE)
+        elif start != _OLD_START:
             return None
-        with zipfile.ZipFile(path) as archive:
-            start = archive.open(_pickle_entry(archive)).read(MAX_PICKLE)
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile):
         return None
     if b"pytorch-lightning_version" in start:
         writer = " of rein fit" if b"\x04\x00\x00\x00rein" in start else ""  # the key that the training task adds

@@ -1,7 +1,10 @@
 """Weights, Lightning checkpoints and configurations from anyone: the original's result, or an error in one line."""
 
 import io
+import json
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 import timm
@@ -15,6 +18,7 @@ from fuzzing import changed_bytes, changed_values, counts, survive
 from rein import pytorch_files
 from rein.cli import main
 from rein.dgss import commands, recipes
+from rein.dgss.evaluation.comparison import compare
 from rein.dgss.training.backbone import make_backbone
 from rein.errors import CheckpointError
 
@@ -93,6 +97,7 @@ def run(tmp_path_factory):
     config["trainer"].update({"max_steps": 2, "val_check_interval": 2, "logger": False})
     path = write(folder / "c.yaml", config)
     assert main(["fit", "--config", path]) == 0
+    assert main(["test", "--config", path]) == 0
     return path, (folder / "out/checkpoints/last.ckpt").read_bytes()
 
 
@@ -153,6 +158,25 @@ def test_commands_with_a_changed_lightning_checkpoint(run, tmp_path, command, co
     survive(read, changed_values(content, count), size_of=lambda _: 200 * 2**20)
 
 
+# -- results
+
+
+@counts(15, 400)
+def test_comparing_runs_with_changed_results(run, tmp_path, count):
+    evaluated = Path(run[0]).parent / "out"
+    other, out = tmp_path / "other", tmp_path / "out"
+    shutil.copytree(evaluated / "test", other / "test")
+    content = json.loads((other / "test/results.json").read_text())
+
+    def read(value):
+        (other / "test/results.json").write_text(json.dumps(value))
+        compare([other, evaluated], out, ["other", "first"])
+
+    survive(read, changed_values(content, count), size_of=lambda _: 100 * 2**20)
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"other", "out"}
+    assert {entry.name for entry in out.iterdir()} <= {"dusk.png", "fog.png", "panel.png", "results.json", "table.txt"}
+
+
 # -- configurations
 
 
@@ -170,7 +194,7 @@ def parse(arguments):
 
 
 @pytest.mark.parametrize("start", ["plain", "bases"])
-@counts(12, 100)
+@counts(12, 300)
 def test_configurations_with_changed_values(tmp_path, start, count):
     data = make_folder(tmp_path / "data", domains=("day", "dusk", "fog"), count=4)
     config = configuration(data, tmp_path / "out")

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rein.dgss.data.pairs import Sample
-from rein.errors import InputError
+from rein.errors import CheckpointError, InputError
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,15 @@ class RunLoader(DataLoader[Sample]):
         return {"batches_served": self.batches_served}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the batches of `state`. Older checkpoints name their number `handed_out`."""
-        self.batches_served = int(state["batches_served"] if "batches_served" in state else state["handed_out"])
+        """Continue after the batches of `state`. Older checkpoints name their number `handed_out`.
+
+        Raises:
+            CheckpointError: the state holds no number of batches.
+        """
+        served = state.get("batches_served", state.get("handed_out")) if isinstance(state, dict) else None
+        if type(served) is not int or served < 0:
+            raise CheckpointError("the checkpoint does not say how many batches were served. Pass another one of its folder.")
+        self.batches_served = served
 
 
 def coarse_first(count: int) -> list[int]:

@@ -11,7 +11,7 @@ from rein.checkpoint import replace_file
 from rein.dgss import panels
 from rein.dgss.data.datamodule import UNSEEN
 from rein.dgss.evaluation.results import EvaluatedRun, read_run, result_table, slug, write_results
-from rein.errors import InputError
+from rein.errors import InputError, one_line
 
 
 def compare(folders: Sequence[Path], out: Path, names: Sequence[str] | None = None) -> str:
@@ -82,14 +82,15 @@ def _common_roles(runs: Sequence[EvaluatedRun]) -> dict[str, str]:
 def _check_comparable(first: EvaluatedRun, run: EvaluatedRun) -> None:
     if run.space.names != first.space.names or list(run.result.miou) != list(first.result.miou):
         raise InputError(
-            f"{run.folder} was evaluated on {', '.join(run.result.miou)} with {len(run.space.names)} classes, {first.folder} on "
-            f"{', '.join(first.result.miou)} with {len(first.space.names)}. Runs are comparable only on the same domains and classes."
+            f"{run.folder} was evaluated on {one_line(', '.join(run.result.miou))} with {len(run.space.names)} classes, "
+            f"{first.folder} on {', '.join(first.result.miou)} with {len(first.space.names)}. Runs are comparable only on the same "
+            "domains and classes."
         )
     differing = [key for key, value in first.evaluation.items() if run.evaluation.get(key) != value]
     if differing:
         pairs = "; ".join(f"{key} {run.evaluation.get(key)} and {first.evaluation[key]}" for key in differing)
         raise InputError(
-            f"{run.folder} and {first.folder} were evaluated differently: {pairs}. Run rein test again with equal settings."
+            f"{run.folder} and {first.folder} were evaluated differently: {one_line(pairs)}. Run rein test again with equal settings."
         )
 
 

@@ -26,8 +26,10 @@ import rein
 from rein.checkpoint import replace_file
 from rein.dgss import panels
 from rein.dgss.data.datamodule import UNSEEN
-from rein.dgss.labels import LabelSpace
-from rein.errors import InputError
+from rein.dgss.data.datasets.encodings import load_image
+from rein.dgss.labels import LabelSpace, is_colours, is_integer
+from rein.errors import InputError, one_line
+from rein.files import read_text
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ class EvaluatedRun:
         image, label, prediction = (
             _read_png(_example_path(self.folder, domain, name, kind)) for kind in ("image", "truth", "prediction")
         )
+        if image.ndim != 3 or not image.shape[:2] == label.shape == prediction.shape:
+            raise InputError(f"the pictures of {name} in {self.folder / 'test'} do not belong together. Run rein test again.")
         return Example(name, image, label, prediction)
 
 
@@ -265,7 +269,7 @@ def read_run(folder: Path) -> EvaluatedRun:
     """
     path = folder / "test" / "results.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path, 10_000_000))
         stored = content["results"][0]
         result = Result(**{entry.name: stored[entry.name] for entry in fields(Result)})
         nan = float("nan")
@@ -276,15 +280,33 @@ def read_run(folder: Path) -> EvaluatedRun:
         kept = ("backbone", "pretrained", "method", "method_settings", "seed", "steps", "checkpoint")
         settings = {name: content[name] for name in kept}
         roles = {name: content["roles"][name] for name in result.miou}
-        return EvaluatedRun(
-            folder, result, space, content["examples"], content["sources"], roles, content["evaluation"], settings
-        )
+        run = EvaluatedRun(folder, result, space, content["examples"], content["sources"], roles, content["evaluation"], settings)
+        _check_types(run)
+        return run
     except FileNotFoundError as error:
         raise InputError(f"{folder} holds no results. Run rein test --out {folder} first.") from error
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{path} cannot be read as results of rein test ({type(error).__name__}: {error}). Run rein test again."
+            f"{path} cannot be read as results of rein test ({type(error).__name__}: {one_line(error)}). Run rein test again."
         ) from error
+
+
+def _check_types(run: EvaluatedRun) -> None:
+    """Raise ValueError unless the values have the types that tables and panels expect."""
+    result = run.result
+    counts = (result.backbone_parameters, result.tuned_parameters, result.head_parameters)
+    figures = [*result.miou.values(), *(value for ious in result.iou.values() for value in ious.values())]
+    pairs = [name for names in run.examples.values() for name in names]
+    texts = [result.method, *result.miou, *run.examples, *pairs, *run.sources, *run.roles.values(), *run.evaluation]
+    if (
+        not all(is_integer(count, 10**15) for count in counts)
+        or not result.backbone_parameters
+        or not all(type(figure) in (int, float) and not abs(figure) > 1 for figure in figures)
+        or not all(isinstance(text, str) and text.isprintable() for text in texts)
+        or not all(isinstance(names, list) for names in (run.sources, *run.examples.values()))
+        or not is_colours(run.space.palette)
+    ):
+        raise ValueError("a value has another type than rein test writes")
 
 
 def slug(name: str) -> str:
@@ -305,7 +327,6 @@ def _write_png(path: Path, picture: Image.Image) -> None:
 
 def _read_png(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as picture:
-            return np.array(picture)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}). Run rein test again.") from error
+        return np.array(load_image(path))
+    except InputError as error:
+        raise InputError(f"{error}. Run rein test again.") from error
