@@ -246,7 +246,7 @@ def _add_recipes(commands: Any) -> None:
         help="list the recipes: the paper's experiments as configurations for rein fit",
         description="List the recipes, or print the complete configuration of one: rein recipes NAME > mine.yaml.",
     )
-    recipes.add_argument("name", nargs="?", metavar="NAME", help="recipe to print")
+    recipes.add_argument("name", nargs="?", metavar="NAME", help="recipe, or configuration file, to print")
     recipes.set_defaults(run=_recipes)
 
 
@@ -255,7 +255,7 @@ def _recipes(options: argparse.Namespace) -> int:
     from rein.dgss import recipes
 
     if options.name is not None:
-        print(recipes.to_yaml(recipes.resolve(options.name), recipes.find(options.name).title), end="")
+        print(recipes.to_yaml(recipes.resolve(options.name), recipes.title_of(options.name)), end="")
         return 0
     found = recipes.listed()
     width = max(len(recipe.name) for recipe in found)

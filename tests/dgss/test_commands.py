@@ -250,6 +250,10 @@ def test_a_run_is_not_overwritten(run, capsys):
         ("--model.lr=-1", "rates must be above 0"),
         ("--checkpoint_every=0", "must be at least 1"),
         ("--trainer.max_steps=-1", "it must be at least 1: the learning rate"),
+        ("--trainer.accumulate_grad_batches=0", "nothing would be trained; it must be at least 1"),
+        ("--trainer.max_epochs=0", "nothing would be trained; it must be at least 1"),
+        ("--model.num_maps=0", "num_maps is 0; it must be at least 1, or null"),
+        ("--model=3", "(see rein fit --help-all)"),
     ],
 )
 def test_a_bad_setting_is_one_line_and_code_2(data, tmp_path, capsys, option, said):
@@ -284,6 +288,16 @@ def test_a_test_without_a_fit_says_so(data, tmp_path, capsys):
     config = write(tmp_path / "c.yaml", configuration(data, tmp_path / "none"))
     assert main(["test", "--config", config]) == 2
     assert "last.ckpt does not exist. Run rein fit first" in capsys.readouterr().err
+
+
+def test_the_best_state_of_a_run_without_validation_is_refused(data, tmp_path, capsys):
+    config = configuration(data, tmp_path / "out")
+    config["trainer"] |= {"max_steps": 1, "limit_val_batches": 0}
+    path = write(tmp_path / "c.yaml", config)
+    assert main(["fit", "--config", path, "--state", "best"]) == 2
+    assert "best.ckpt does not exist, since the run was not validated. Export the last state" in capsys.readouterr().err
+    assert main(["fit", "--config", path, "--state", "last", "--ckpt_path", "last"]) == 0
+    assert (tmp_path / "out" / "segmenter.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -364,6 +364,8 @@ def test_a_printed_recipe_is_a_complete_configuration_file(parser, tmp_path, cap
     assert yaml.safe_load(text) == CONFIGS["gtav-synthia-dinov2-l-rein"]
     path = tmp_path / "mine.yaml"
     path.write_text(text)
+    assert main(["recipes", str(path)]) == 0
+    assert capsys.readouterr().out == text
     arguments = ["fit", "--config", str(path)]
     assert recipes.resolved(arguments) == arguments
     by_name = parser.parse_args(recipes.resolved(["fit", "--config", "gtav-synthia-dinov2-l-rein"]))

@@ -68,7 +68,7 @@ def run(arguments: Sequence[str], *, quiet: bool = False) -> ReinCLI:
         Interrupted: Ctrl-C during the run.
         SystemExit: after the help.
     """
-    with _hide_advice(quiet), _one_line_errors():
+    with _hide_advice(quiet), _one_line_errors(arguments[0]):
         return _make_cli(_QuietCLI if quiet else ReinCLI, recipes.resolved(arguments))
 
 
@@ -138,8 +138,8 @@ class ReinCLI(LightningCLI):
             raise
         except Exception as error:  # what the libraries raise for settings that they do not accept
             raise InputError(
-                f"the configuration cannot be used: {type(error).__name__}: {one_line(error)}. Correct the setting (see rein fit "
-                "--help)."
+                f"the configuration cannot be used: {type(error).__name__}: {one_line(error)}. Correct the setting (see rein "
+                f"{self.subcommand} --help-all)."
             ) from error
 
     # -- trainer
@@ -154,6 +154,9 @@ class ReinCLI(LightningCLI):
             raise InputError(
                 f"trainer.max_steps is {config['max_steps']}; it must be at least 1: the learning rate decays over it."
             )
+        for name in ("max_epochs", "accumulate_grad_batches"):
+            if config[name] == 0:
+                raise InputError(f"trainer.{name} is 0, so that nothing would be trained; it must be at least 1.")
         fitting = self.subcommand == "fit" and not config.get("fast_dev_run")
         if config.get("logger") is None:
             kwargs["logger"] = _loggers(self.out) if fitting else False
@@ -276,7 +279,13 @@ class ReinCLI(LightningCLI):
             return
         model: Any = self.model
         if self._get(self.config, "state") == "best":
-            model.restore(pytorch_files.load(self.checkpoints / "best.ckpt"))
+            best = self.checkpoints / "best.ckpt"
+            if not best.exists():
+                raise InputError(
+                    f"{best} does not exist, since the run was not validated. Export the last state with --state last --ckpt_path "
+                    "last, or validate: see trainer.limit_val_batches and trainer.val_check_interval."
+                )
+            model.restore(pytorch_files.load(best))
         backbone = model.segmenter.backbone
         if model.method == "freeze" or is_wrapped(backbone):
             with model.averaged():
@@ -410,12 +419,12 @@ _HELP = {  # of options that are not ours
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def _one_line_errors(command: str) -> Iterator[None]:
     """Turn the parser's errors into InputError."""
     try:
         yield
     except ArgumentError as error:
-        raise InputError(f"{one_line(error.message, 1000)} (see rein fit --help)") from error
+        raise InputError(f"{one_line(error.message, 1000)} (see rein {command} --help-all)") from error
 
 
 def _is_restoring(error: Exception) -> bool:

@@ -71,9 +71,17 @@ def resolve(name_or_path: str | Path) -> dict[str, Any]:
         InputError: there is no such recipe, base or file; a file is not a YAML mapping; or `bases` is not a list of names, or has
             a cycle.
     """
-    path = Path(name_or_path) if _is_path(name_or_path) else _find_path(str(name_or_path))
+    path = _path(name_or_path)
     merged = {"out": f"runs/{path.stem}", **_expand(path)}
     return {key: merged[key] for key in sorted(merged, key=_key_rank)}
+
+
+def title_of(name_or_path: str | Path) -> str:
+    """The comment on the first line of a recipe or a configuration file; empty if there is none. Raises as `resolve`."""
+    path = _path(name_or_path)
+    _load(path)
+    line = path.read_text(encoding="utf-8").partition("\n")[0]
+    return line.lstrip("# ") if line.startswith("#") else ""
 
 
 def to_yaml(config: dict[str, Any], title: str) -> str:
@@ -107,13 +115,11 @@ def _read(path: Path) -> Recipe:
     published = resolve(path).get("published") or {}
     figures = {"mean": published["mean"]} if "mean" in published else published.get("miou", {})
     text = ", ".join(f"{name} {value}" for name, value in figures.items())
-    return Recipe(path.stem, _title(path), path, text and f"{text} ({published['source']})")
+    return Recipe(path.stem, title_of(path), path, text and f"{text} ({published['source']})")
 
 
-def _title(path: Path) -> str:
-    """The comment on the first line of a file; empty if there is none."""
-    line = path.read_text(encoding="utf-8").partition("\n")[0]
-    return line.lstrip("# ") if line.startswith("#") else ""
+def _path(name_or_path: str | Path) -> Path:
+    return Path(name_or_path) if _is_path(name_or_path) else _find_path(str(name_or_path))
 
 
 def _is_path(value: str | Path) -> bool:
@@ -128,10 +134,9 @@ def _config_value(value: str) -> str:
     """What `--config` passes to jsonargparse for one value: a recipe's name, a path or YAML text."""
     if _is_yaml_text(value):
         return value
-    if not _is_path(value):
-        return to_yaml(resolve(value), _title(_find_path(value)))
-    path = Path(value)
-    return to_yaml(resolve(path), _title(path)) if "bases" in _load(path) else value
+    if _is_path(value) and "bases" not in _load(Path(value)):
+        return value
+    return to_yaml(resolve(value), title_of(value))
 
 
 def _expand(path: Path, parents: tuple[Path, ...] = ()) -> dict[str, Any]:

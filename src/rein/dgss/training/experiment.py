@@ -161,7 +161,11 @@ def make_head(
     if name not in known:
         raise InputError(f"the head {name!r} does not exist; expected one of {', '.join(known)}.")
     widths = backbones.map_channels(backbone)
-    indices = default_indices(len(widths), num_maps or (1 if name == "LinearHead" else 4))
+    if num_maps is None:
+        num_maps = 1 if name == "LinearHead" else 4
+    if num_maps < 1:
+        raise InputError(f"num_maps is {num_maps}; it must be at least 1, or null for the head's usual number.")
+    indices = default_indices(len(widths), num_maps)
     try:
         head: heads.Head = known[name]([widths[index] for index in indices], num_classes, **settings)
     except (TypeError, IndexError) as error:
