@@ -1,23 +1,12 @@
-"""The published form of the refinement, as a baseline: equations (1) to (7), one after the other.
+"""The published form of the refinement, as a baseline: the paper's equations, one after the other (`ReinAdapter.reference_forward`).
 
-Transcribed from the paper (arXiv 2312.04265). It uses the parameters of a `ReinAdapter` and gives the same numbers, more slowly.
+It gives the same numbers as rein, more slowly.
 """
-
-import math
 
 import torch
 from torch import Tensor, nn
 
 import rein
-
-
-def refine(adapter: rein.ReinAdapter, x: Tensor, layer: int) -> Tensor:
-    """Refined patch tokens F', (B, N, C), of patch tokens `x`, (B, N, C)."""
-    tokens = adapter.tokens_a[layer] @ adapter.tokens_b[layer]  # T = A B
-    similarity = (x @ tokens.mT / math.sqrt(x.shape[-1])).softmax(-1)  # (3), (4)
-    values = adapter.token_mlp(tokens[1:])
-    delta = similarity[..., 1:] @ values  # (5)
-    return x + adapter.scale * adapter.delta_mlp(delta + x)  # (6), (7)
 
 
 class Hook:
@@ -27,7 +16,7 @@ class Hook:
         self.adapter, self.layer, self.prefix = adapter, layer, prefix
 
     def __call__(self, block: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        refined = refine(self.adapter, output[:, self.prefix :], self.layer)
+        refined = self.adapter.reference_forward(output[:, self.prefix :], self.layer)
         return torch.cat((output[:, : self.prefix], refined), 1)
 
 

@@ -29,7 +29,7 @@ def differences(content: Mapping[str, Any], reference: str = "freeze") -> Any:
             axis.plot(gap.mean, position, "o", color="tab:blue", markersize=6)
         axis.axvline(0, color="black", linewidth=0.8)
         unseen = [name for name in next(iter(runs[reference].values())) if name not in (content["source"], UNSEEN)]
-        title = f"{domain} (source)" if domain == content["source"] else domain if len(unseen) > 1 else unseen[0]
+        title = f"{domain} (held-out source)" if domain == content["source"] else domain if len(unseen) > 1 else unseen[0]
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(f"mIoU minus {reference}'s, points", fontsize=9)
         axis.grid(axis="x", color="0.9")

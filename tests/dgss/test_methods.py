@@ -16,8 +16,8 @@ import rein
 from models import STAGED, build, get_blocks, images
 from rein import backbones, heads
 from rein.dgss import methods
-from rein.dgss.methods import METHODS, find_unused_parameters, load_tuned, tuned_names, tuned_parameters, tuned_state
-from rein.errors import CheckpointError, InputError, MissingExtraError, UnsupportedBackboneError, WrapError
+from rein.dgss.methods import METHODS, find_unused_parameters, tuned_names, tuned_parameters
+from rein.errors import InputError, MissingExtraError, UnsupportedBackboneError, WrapError
 
 SMALL = {name: {"num_tokens": 6, "query_dim": 8} for name in ("rein-link", "rein-share")}
 SMALL |= {name: {"num_tokens": 6, "query_dim": 8, "rank": 2} for name in ("rein", "rein-lowrank")}
@@ -149,7 +149,7 @@ def test_training_changes_every_tuned_parameter_and_nothing_else(method, family)
     tuned = tuned_parameters(model)
     assert [name for name, parameter in tuned.items() if not parameter.grad.any()] == []
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == set(tuned) == set(tuned_state(model))
+    assert changed == set(tuned) == set(tuned_names(model))
 
 
 @every_method
@@ -178,21 +178,20 @@ def test_the_dropout_of_a_method_is_active_only_in_training(method):
         assert torch.equal(model(x), model(x))
 
 
-def test_batch_norm_statistics_stay_fixed_with_freeze_and_are_in_the_tuned_state_with_full():
+def test_batch_norm_statistics_stay_fixed_with_freeze_and_are_tuned_with_full():
     frozen, full = (methods.apply(method, STAGED["ResNet"]()).train() for method in ("freeze", "full"))
-    assert tuned_state(frozen) == {}
+    assert tuned_names(frozen) == []
     before = copy.deepcopy(frozen.state_dict())
     for model in (frozen, full):
         model(torch.randn(2, 3, 64, 64))
     assert all(torch.equal(tensor, before[name]) for name, tensor in frozen.state_dict().items())
-    assert set(tuned_state(full)) == set(full.state_dict())
+    assert tuned_names(full) == list(full.state_dict())
 
 
 def test_statistics_of_a_batch_norm_that_trains_are_in_the_state_of_a_partly_frozen_backbone():
     model = STAGED["ResNet"]().requires_grad_(False)
     model.layer4.requires_grad_(True)
     assert tuned_names(model) == [name for name in model.state_dict() if name.startswith("layer4.")]
-    assert list(tuned_state(model)) == tuned_names(model)
 
 
 class _Statistics(nn.Module):
@@ -264,32 +263,13 @@ def test_gradient_checkpointing_gives_the_same_gradients(method, family):
 
 
 @every_method
-def test_a_tuned_state_restores_a_trained_backbone(method):
+def test_the_tuned_names_of_its_state_restore_a_trained_backbone(method):
     model, other, x = perturbed(applied(method)), applied(method), images()
-    state = {name: tensor.clone() for name, tensor in tuned_state(model).items()}
-    load_tuned(other, state)
+    state = model.state_dict()
+    other.load_state_dict({name: state[name] for name in tuned_names(model)}, strict=False)
     with torch.no_grad():
         assert torch.equal(other(x), model(x))
-    assert all(torch.equal(tensor, state[name]) for name, tensor in tuned_state(other).items())
     assert set(tuned_parameters(other)) == set(tuned_parameters(model))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"adaptformer.0.up.bias": None}, "VisionTransformer: missing: adaptformer.0.up.bias. Apply"),
-        ({"strange": torch.zeros(1)}, "VisionTransformer: unexpected: strange. Apply"),
-        ({"adaptformer.1.up.bias": torch.zeros(3)}, r"wrong shape: adaptformer.1.up.bias is \(3,\), expected \(32,\). Apply"),
-        ({"adaptformer.0.up.bias": None, "strange": torch.zeros(1)}, "missing: adaptformer.0.up.bias; unexpected: strange"),
-    ],
-)
-def test_a_state_that_does_not_match_is_rejected_and_changes_nothing(changes, message):
-    model = applied("adaptformer")
-    state = {name: tensor + 1 for name, tensor in tuned_state(model).items()} | changes
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(CheckpointError, match=message):
-        load_tuned(model, {name: tensor for name, tensor in state.items() if tensor is not None})
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @every_name
@@ -498,9 +478,10 @@ def test_rein_with_the_indices_of_all_blocks_in_any_order_is_rein_without_the_se
 
 def test_rein_in_some_blocks_of_a_staged_backbone_saves_and_restores_its_state():
     model, other = (methods.apply("rein", STAGED["ConvNeXt"](), **SMALL["rein"], blocks=[0, 5]) for _ in range(2))
-    assert {name.partition(".")[0] for name in tuned_state(model)} == {"rein"}
+    assert {name.partition(".")[0] for name in tuned_names(model)} == {"rein"}
     other.load_state_dict(model.state_dict())  # the same frozen weights
-    load_tuned(other, tuned_state(perturbed(model)))
+    state = perturbed(model).state_dict()
+    other.load_state_dict({name: state[name] for name in tuned_names(model)}, strict=False)
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(other(x), model(x))

@@ -1,12 +1,12 @@
 """Methods of tuning a backbone under one interface: full fine-tuning, freezing, Rein with its ablations, LoRA, VPT and AdaptFormer.
 
-`apply` changes a bare timm backbone in place. `tuned_state` returns what training changes, and `load_tuned` restores it.
+`apply` changes a bare timm backbone in place. `tuned_names` names what training changes.
 Belongs here: what changes a backbone and states what then trains. It knows no data, head or training loop, and imports nothing of
 `dgss`; imported by `training` and the benchmarks.
 """
 
 from rein.dgss.methods.dry_run import find_unused_parameters
-from rein.dgss.methods.state import load_tuned, tuned_names, tuned_parameters, tuned_state
+from rein.dgss.methods.state import tuned_names, tuned_parameters
 from rein.dgss.methods.table import METHODS, Method, apply, find
 
 __all__ = [
@@ -15,8 +15,6 @@ __all__ = [
     "apply",
     "find",
     "find_unused_parameters",
-    "load_tuned",
     "tuned_names",
     "tuned_parameters",
-    "tuned_state",
 ]
