@@ -253,10 +253,6 @@ DAMAGE = {
         lambda path: rewrite(path, {**load_file(path), "scale": torch.tensor(1)}),
         "has scale of dtype torch.int64; expected one of torch.float32",
     ),
-    "complex numbers": (
-        lambda path: rewrite(path, {**load_file(path), "scale": torch.tensor(1j)}),
-        "has scale of dtype torch.complex64; expected one of torch.float32",
-    ),
     "bad config value": (lambda path: rewrite(path, config=config_json(rank=0)), "cannot read: ReinConfig.rank is 0"),
     "header without backbone": (lambda path: rewrite(path, drop=("backbone",)), "cannot read: backbone has no architecture name"),
     "header without config": (lambda path: rewrite(path, drop=("config",)), "cannot read: config is missing"),
