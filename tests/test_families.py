@@ -35,6 +35,7 @@ LAYOUTS = {  # (layout, width, number of prefix tokens) of the first and the las
     "TinyVit": (("NCHW", 24, 0), ("NHWC", 96, 0)),
     "VOLO": (("NHWC", 192, 0), ("NHWC", 384, 0)),
 }
+NEED_TORCH_2_14 = {"CoaT", "CrossVit", "EfficientVit", "EfficientVitLarge", "Visformer"}  # autocast and others on meta tensors
 BUILDERS = {**FAMILIES, **STAGED}
 
 
@@ -44,10 +45,17 @@ def example_image(model):
 
 
 def make(family):
+    if family in NEED_TORCH_2_14 and torch.__version__ < "2.14":
+        pytest.skip("this torch cannot measure the class on meta tensors")
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm warns
-        return BUILDERS[family]()
+        try:
+            return BUILDERS[family]()
+        except RuntimeError as error:
+            if str(error).startswith("Unknown model"):
+                pytest.skip(f"{error}: this timm does not have it")
+            raise
 
 
 @pytest.mark.parametrize("family", BUILDERS)
@@ -110,6 +118,8 @@ def test_found_blocks_are_those_of_the_stages_and_queries_are_summed(family):
 
 
 def test_every_known_class_is_tested():
+    if not hasattr(timm.models, "Gemma4VitClassifier"):
+        pytest.skip("this timm does not have all of the classes")
     isotropic = {type(make(family)).__name__ for family in FAMILIES} | {"VisionTransformerDistilled", "VisionTransformer"}
     known = set(families._FAMILY_OF_CLASS)
     encoders = {

@@ -376,7 +376,8 @@ def hugging_face(name):
 
 
 def wrap_layers(model, num_prefix_tokens=None):
-    layers = model.encoder.layers if hasattr(getattr(model, "encoder", None), "layers") else get_layers(model)
+    encoder = getattr(getattr(model, "vision_model", model), "encoder", None)  # vision_model: transformers 4
+    layers = encoder.layers if hasattr(encoder, "layers") else get_layers(model)
     rein.wrap(model, rein.ReinConfig(num_tokens=6, rank=2), blocks=list(layers), num_prefix_tokens=num_prefix_tokens)
     return amplify_adapter(model)
 

@@ -412,6 +412,7 @@ def test_two_models_with_alternating_blocks_use_their_own_matrices():
         assert torch.allclose(got, model.blocks(start).detach(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.14", reason="this torch cannot measure a CrossViT on meta tensors")
 def test_stages_with_alternating_layers_use_their_own_matrices():
     torch.manual_seed(0)
     model = rein.wrap(timm.create_model("crossvit_9_240", num_classes=0)).eval()  # two branches of two widths

@@ -76,7 +76,13 @@ def input_spec(model: nn.Module) -> InputSpec:
     """The images that `model` accepts."""
     backbone = inner_backbone(model)
     family = get_family(backbone)
-    embed: Any = next((part for name in ("patch_embed", "pixel_embed", "stem") if (part := getattr(backbone, name, None))), None)
+    embed: Any = None
+    for name in (
+        "patch_embed",
+        "pixel_embed",
+        "stem",
+    ):  # a loop instead of next(...): older versions of torch.compile can trace it
+        embed = embed or getattr(backbone, name, None)
     coarsest = max(_reductions(backbone), default=16)
     any_size = getattr(backbone, "dynamic_img_size", False) or (family is not None and family.any_size)
     fixed = None if any_size else getattr(embed, "img_size", None)
