@@ -253,6 +253,10 @@ DAMAGE = {
         lambda path: rewrite(path, {**load_file(path), "scale": torch.tensor(1)}),
         "has scale of dtype torch.int64; expected one of torch.float32",
     ),
+    "not finite": (
+        lambda path: rewrite(path, {**load_file(path), "scale": torch.tensor(float("nan"))}),
+        "has values that are not finite in scale: training has diverged",
+    ),
     "bad config value": (lambda path: rewrite(path, config=config_json(rank=0)), "cannot read: ReinConfig.rank is 0"),
     "header without backbone": (lambda path: rewrite(path, drop=("backbone",)), "cannot read: backbone has no architecture name"),
     "header without config": (lambda path: rewrite(path, drop=("config",)), "cannot read: config is missing"),

@@ -115,7 +115,7 @@ def changed_tensors(path, count, seed=0):
                 {name: tensor.flatten()},
                 {name: tensor[None]},
                 {name: tensor.new_zeros(0, 2 ** generator.randrange(60))},
-                {name: tensor.to(generator.choice([torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.uint8]))},
+                {name: tensor.to(generator.choice([torch.int64, torch.bool, torch.bfloat16, torch.float8_e4m3fn, torch.uint8]))},
                 {generator.choice(["x", "", "a\nb", "head.x", "rein.x", "stages.9.tokens_a", f"{name}.x"]): tensor},
                 {name: torch.zeros(generator.randrange(1, 3000), generator.randrange(1, 50))},
                 {generator.choice(sorted(tensors)): tensor},

@@ -204,3 +204,43 @@ def test_a_mode_is_restored_through_the_train_method_of_the_module(use):
         assert model.blocks[0].mlp.fc1.cache is None
     assert model.attached.training
     assert model.attached.cache is None
+
+
+class Net(nn.Module):
+    """A backbone that rein does not know, and a decoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Module()
+        self.encoder.stem = nn.Conv2d(3, 16, 8, 8)
+        self.encoder.stages = nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(2)))
+        self.decoder = nn.Sequential(nn.Conv2d(16, 2, 1), nn.Dropout())
+
+    def forward(self, x):
+        return self.decoder(self.encoder.stages(self.encoder.stem(x)))
+
+
+def test_only_the_encoder_is_frozen_where_the_blocks_of_a_net_are_given():
+    net = Net().train()
+    rein.wrap(net, SMALL, blocks=list(net.encoder.stages)).train()
+    trains = {name.partition(".")[0] for name, parameter in net.named_parameters() if parameter.requires_grad}
+    assert trains == {"decoder", "rein"}
+    assert (net.encoder.stem.training, net.decoder[1].training) == (False, True)
+    assert rein.summary(net).frozen == ("encoder",)
+
+
+def test_everything_is_frozen_where_parameters_stand_before_the_blocks():
+    class Flat(Net):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.stages = self.encoder.stem, self.encoder.stages
+            del self.encoder
+            self.norm = nn.BatchNorm2d(16)
+
+        def forward(self, x):
+            return self.norm(self.stages(self.stem(x)))
+
+    net = Flat()
+    del net.decoder
+    rein.wrap(net, SMALL, blocks=list(net.stages))
+    assert {name.partition(".")[0] for name, parameter in net.named_parameters() if parameter.requires_grad} == {"rein"}

@@ -58,3 +58,12 @@ def test_a_rate_for_an_adapter_that_is_not_there_is_an_error():
         InputError, match=r"adapter_lr is 0.001, but this VisionTransformer has no adapter; expected a wrapped model"
     ):
         rein.param_groups(build("vit"), adapter_lr=1e-3)
+
+
+@pytest.mark.parametrize(
+    "rates", [{"lr": -1.0}, {"lr": float("nan")}, {"lr": "x"}, {"adapter_lr": -1e-3}, {"weight_decay": -1.0}]
+)
+def test_a_rate_that_is_not_a_number_of_at_least_0_is_refused(rates):
+    (name,) = rates
+    with pytest.raises(rein.InputError, match=f"{name} is .*; expected a finite number of at least 0"):
+        rein.param_groups(rein.wrap(build("vit")), **rates)

@@ -368,7 +368,7 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
 
 
 def match_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Raise CheckpointError unless `tensors` have the names and shapes of the state dict of `module`, and floating point numbers."""
+    """Raise CheckpointError unless `tensors` have the names and shapes of the state dict of `module`, and finite numbers."""
     expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     got = {key: tuple(value.shape) for key, value in tensors.items()}
     shapes = [
@@ -380,6 +380,8 @@ def match_tensors(module: nn.Module, tensors: Mapping[str, Tensor], path: str | 
     for key, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
             raise CheckpointError(f"{path} has {key} of dtype {tensor.dtype}; expected one of {', '.join(map(str, _DTYPES))}.")
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path} has values that are not finite in {key}: training has diverged. Use an earlier file.")
 
 
 def list_differences(missing: Iterable[str], unexpected: Iterable[str], shapes: Iterable[str]) -> str:
@@ -403,6 +405,10 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: H
     Raises:
         CheckpointError: the folder does not exist or cannot be written; an existing file stays unchanged.
     """
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise CheckpointError(
+            f"{path} was not written: the model is on meta tensors, which hold no values. Load its weights first."
+        )
     on_cpu = {name: _gather(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
     metadata = header.to_metadata()
     replace_file(path, to_bytes(on_cpu, metadata | {"sha256": _digest(on_cpu, metadata)}))
@@ -424,7 +430,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Header]:
         tensors, metadata = read_safetensors(path)
     except SafetensorError as error:
         raise CheckpointError(
-            pytorch_files.describe(path) or f"{path} is not a complete safetensors file: {one_line(error)}."
+            pytorch_files.describe(path)
+            or f"{path} is not a complete safetensors file: {one_line(error)}. Pass a file of rein, or restore it from a copy."
         ) from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {reason_of(error)}.") from error

@@ -89,9 +89,10 @@ EXPERIMENT_COMMANDS = {
     ),
     "predict": ExperimentCommand(
         "predict the classes of every image in a folder",
-        "Predict the classes of every image in a folder and in the folders below it, with the state of a run. Writes "
-        "predictions/<name>.png to the folder --out: class numbers, shown in the colours of the classes. An image that "
-        "cannot be read is named, and the exit code is then 1. Example: rein predict --config RUN/config.yaml --data.predict PHOTOS.",
+        "Predict the classes of every image in a folder and in the folders below it, with the state of the run that the "
+        "configuration names. Writes predictions/<name>.png to the folder --out (default: the run's): class numbers, shown in "
+        "the colours of the classes. An image that cannot be read is named, and the exit code is then 1. Example: rein predict "
+        "--config RUN/config.yaml --data.predict PHOTOS.",
         (
             *("config", "data.predict", "out", "overwrite", "ckpt_path", "data.eval_edge", "data.workers"),
             *("model.window", "model.stride", "trainer.devices", "trainer.precision"),

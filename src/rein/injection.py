@@ -239,7 +239,8 @@ def wrap(
         config: configuration of the adapter; the default is the authors' (`ReinConfig()`).
         blocks: the blocks or their module names, in the order in which they run, for models that rein does not know. They
             determine what is frozen: the timm model that contains them, or else the base model of a Hugging Face model with a head,
-            or else all of `model`.
+            or else the smallest module that holds the blocks and all parameters that were registered before them. `rein.summary`
+            names it.
         num_prefix_tokens: number of leading rows (class token, registers) that are not patches and pass through unchanged, for models
             where it cannot be measured.
         example_inputs: inputs of the model, if it does not take an image (B, C, H, W): a tensor, a tuple of positional or a

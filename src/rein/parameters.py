@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rein import backbones
 from rein.adapter import ReinAdapter
@@ -119,8 +120,12 @@ def param_groups(
         Dictionaries with `params`, `lr` and `weight_decay`: one or two, or up to four with `adapter_lr`. Empty groups are left out.
 
     Raises:
-        InputError: `adapter_lr` is given, but the module has no adapter.
+        InputError: a rate or the weight decay is not a finite number of at least 0; or `adapter_lr` is given, but the module has no
+            adapter.
     """
+    for name, value in (("lr", lr), ("weight_decay", weight_decay), ("adapter_lr", 0 if adapter_lr is None else adapter_lr)):
+        if isinstance(value, bool) or not isinstance(value, int | float | Tensor) or not 0 <= value < math.inf:
+            raise InputError(f"{name} is {value!r}; expected a finite number of at least 0.")
     no_decay: set[int] = set()
     rates: dict[int, float] = {}
     for part in module.modules():

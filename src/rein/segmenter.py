@@ -441,6 +441,10 @@ def _pair(value: int | Size) -> Size:
 
 def _check_labels(images: Tensor, labels: Tensor, num_classes: int) -> None:
     expected = (len(images), *images.shape[-2:])
+    if not isinstance(labels, Tensor):
+        raise InputError(
+            f"labels is a {type(labels).__name__}; expected a tensor of integers of shape {expected}, as the images."
+        )
     if labels.is_floating_point() or labels.is_complex() or tuple(labels.shape) != expected:
         raise InputError(
             f"labels must be integers of shape {expected}, as the images, got {labels.dtype} of shape {tuple(labels.shape)}."

@@ -379,9 +379,8 @@ def test_predictions_keep_the_names_of_the_images(run, tmp_path):
     for name in names:
         (tmp_path / "odd" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 32), (90, 90, 90)).save(tmp_path / "odd" / f"{name}.png")
-    arguments = ["predict", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "out")]
-    arguments += ["--ckpt_path", str(run / "checkpoints/last.ckpt"), "--data.predict"]
-    assert main([*arguments, str(tmp_path / "odd")]) == 0
+    arguments = ["predict", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "out"), "--data.predict"]
+    assert main([*arguments, str(tmp_path / "odd")]) == 0  # with the state of the run, not of --out
     written = {path.relative_to(tmp_path / "out/predictions") for path in (tmp_path / "out/predictions").rglob("*.png")}
     assert written == {Path(f"{name}.png") for name in names}
 
@@ -426,6 +425,33 @@ def test_predictions_are_replaced_only_on_demand(run, data, tmp_path, capsys):
     assert kept.read_bytes() == b"mine"
     assert main([*arguments, "--overwrite"]) == 0
     assert kept.read_bytes() != b"mine"
+
+
+def test_a_prediction_never_replaces_an_input(run, tmp_path, capsys):
+    path = tmp_path / "predictions" / "a.png"
+    path.parent.mkdir()
+    Image.new("RGB", (40, 32), (90, 90, 90)).save(path)
+    before = path.read_bytes()
+    arguments = ["predict", "--config", str(run / "config.yaml"), "--data.predict", str(path.parent), f"--out={tmp_path}"]
+    assert main([*arguments, "--overwrite"]) == 2
+    assert f"would replace the image {path}. Choose another --out" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert main([*arguments[:-1], "--out"]) == 2
+    assert "--out has no value" in capsys.readouterr().err
+
+
+def test_a_checkpoint_with_values_that_are_not_finite_is_refused(run, tmp_path, capsys):
+    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    state["state_dict"]["segmenter.head.classifier.weight"][0] = float("nan")
+    torch.save(state, tmp_path / "nan.ckpt")
+    assert main(["test", "--config", str(run / "config.yaml"), "--ckpt_path", str(tmp_path / "nan.ckpt")]) == 2
+    assert "values that are not finite in segmenter.head.classifier.weight" in capsys.readouterr().err
+
+
+def test_a_key_that_stands_twice_in_a_configuration_is_refused(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("model: {backbone: test_vit}\nmodel: {head: LinearHead}\n")
+    assert main(["fit", "--config", str(tmp_path / "c.yaml")]) == 2
+    assert "the key 'model' stands twice in one mapping" in capsys.readouterr().err
 
 
 def test_an_error_of_a_loading_process_is_one_line(tmp_path, capsys):

@@ -123,7 +123,8 @@ def enclosing_backbones(model: nn.Module, paths: Iterable[str]) -> list[str]:
     """Module names of the backbones in `model` that contain the blocks named `paths`.
 
     If the blocks are not all inside backbones of known families, this is the base model of a Hugging Face model with a head, or else
-    `model` itself ("").
+    the smallest module that holds the blocks, and not only them, and every parameter that was registered before them: the encoder of
+    a U-Net, for example, whose decoder stays as it is, but all of a ViT whose embeddings stand beside the list of its blocks.
     """
     inside: set[str] = set()
     names: list[str] = []
@@ -138,7 +139,26 @@ def enclosing_backbones(model: nn.Module, paths: Iterable[str]) -> list[str]:
     for name, module in model.named_children():
         if module is getattr(model, "base_model", None) and all(path.startswith(f"{name}.") for path in paths):
             return [name]
-    return [""]
+    return [_smallest_backbone(model, list(paths))]
+
+
+def _smallest_backbone(model: nn.Module, paths: list[str]) -> str:
+    with_parameters = [name for name, module in model.named_modules() if any(p is not None for p in module._parameters.values())]
+    of_blocks = [name for name in with_parameters if any(_is_inside(name, path) for path in paths)]
+    before = with_parameters[: with_parameters.index(of_blocks[0])] if of_blocks else []
+    parts = paths[0].split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:length])
+        if not all(path.startswith(f"{name}.") for path in paths):
+            continue
+        inside = {each for each in with_parameters if _is_inside(each, name)}
+        if inside - set(of_blocks) and inside.issuperset(before):
+            return name
+    return ""
+
+
+def _is_inside(name: str, container: str) -> bool:
+    return name == container or name.startswith(f"{container}.")
 
 
 def inner_backbone(model: nn.Module) -> Any:

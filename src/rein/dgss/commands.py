@@ -68,8 +68,28 @@ def run(arguments: Sequence[str], *, quiet: bool = False) -> ReinCLI:
         Interrupted: Ctrl-C during the run.
         SystemExit: after the help.
     """
-    with _hide_advice(quiet), _one_line_errors(arguments[0]):
-        return _make_cli(_QuietCLI if quiet else ReinCLI, recipes.resolved(arguments))
+    cls: type[ReinCLI] = _QuietCLI if quiet else ReinCLI
+    command, arguments = arguments[0], recipes.resolved(arguments)
+    if command == "predict":
+        arguments, out = _take_out(arguments)
+        cls = type(cls.__name__, (cls,), {"predictions": out})
+    with _hide_advice(quiet), _one_line_errors(command):
+        return _make_cli(cls, arguments)
+
+
+def _take_out(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Take `--out` out of the arguments of `predict`: it is the folder of the predictions; the configuration names the run's."""
+    kept, out = list[str](), None
+    following = iter(arguments)
+    for argument in following:
+        option, equals, value = argument.partition("=")
+        if option != "--out":
+            kept.append(argument)
+        elif (value := value if equals else next(following, "")) == "":
+            raise InputError("--out has no value; expected a folder for the predictions.")
+        else:
+            out = Path(value)
+    return kept, out
 
 
 def _make_cli(cls: type[ReinCLI], arguments: list[str]) -> ReinCLI:
@@ -92,6 +112,7 @@ class ReinCLI(LightningCLI):
 
     quiet = False
     exit_code = 0
+    predictions: Path | None = None  # folder for those of `predict`; None means the run's
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -201,7 +222,7 @@ class ReinCLI(LightningCLI):
 
     def _evaluation_callbacks(self) -> list[Callback]:
         if self.subcommand == "predict":
-            self._writer = PredictionWriter(self.out / "predictions", self.datamodule)
+            self._writer = PredictionWriter((self.predictions or self.out) / "predictions", self.datamodule)
             return [self._writer]
         if self.subcommand in ("test", "validate"):
             found = self._get(self.config, "published")
@@ -311,6 +332,9 @@ class ReinCLI(LightningCLI):
         """Load the run's state, and protect earlier predictions. Predictions are written one by one and not collected."""
         images = self.datamodule.open_images()
         paths = [self._writer.path_of(images.name_of(index)) for index in range(len(images))]
+        replaced = {path.resolve() for path in paths} & {path.resolve() for path in images.paths}
+        if replaced:
+            raise InputError(f"the prediction of an image would replace the image {min(replaced)}. Choose another --out.")
         existing = [path for path in paths if path.exists()]
         if existing and not self._get(self.config, "overwrite"):
             raise InputError(
@@ -326,7 +350,7 @@ class ReinCLI(LightningCLI):
         if self.trainer.is_global_zero:
             self._say(f"{writer.written} of {writer.written + len(writer.errors)} predictions are in {writer.folder}")
             for error in writer.errors:
-                print(f"rein: no prediction: {error}", file=sys.stderr)
+                print(f"rein: no prediction: {one_line(error, 1000)}", file=sys.stderr)
         self.exit_code = 1 if writer.errors else 0
 
     def _select_checkpoint(self) -> None:

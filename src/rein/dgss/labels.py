@@ -134,6 +134,16 @@ def label_space(root: Path, names: Sequence[str] | None = None, ignored: Sequenc
 _INDEX_KEYS = ("classes", "palette", "ignore_label_on_disk", "values", "colors", "ignored_colors")
 
 
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; raises ValueError if a key stands in it twice, of which the reader would ignore the first."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} stands in it twice")
+        found[key] = value
+    return found
+
+
 def read_index(folder: Path) -> dict[str, Any]:
     """The content of `index.json` in a folder; empty if there is no such file. The values are not checked here.
 
@@ -146,7 +156,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     path = folder / "index.json"
     try:
-        index = json.loads(read_text(path, 1_000_000))
+        index = json.loads(read_text(path, 1_000_000), object_pairs_hook=_without_duplicates)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:

@@ -7,7 +7,7 @@ Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, arXiv 1708.02002
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class PixelLoss(nn.Module):
     Args:
         num_classes: number of classes K.
         loss: name of a loss, or a weight for each of several: `{"cross_entropy": 1.0, "dice": 0.5}`.
-        class_weights: K finite weights of at least 0, not all 0; None weights all classes equally.
+        class_weights: K weights from 0 to 1,000,000, not all 0; None weights all classes equally.
 
     Raises:
         InputError: an unknown loss, or invalid weights.
@@ -97,16 +97,17 @@ def check_class_weights(class_weights: Sequence[float], num_classes: int) -> lis
     """Return the weights as a list of floats.
 
     Raises:
-        InputError: not K finite numbers of at least 0, or all are 0.
+        InputError: not a list of K numbers from 0 to 1,000,000, or all are 0.
     """
     try:
-        weights = [float(weight) for weight in class_weights]
+        listed = not isinstance(class_weights, str | bytes | Mapping | Set)
+        weights = [float(weight) for weight in class_weights] if listed else []
     except (TypeError, ValueError):
         weights = []
-    if len(weights) != num_classes or not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
+    if len(weights) != num_classes or not all(0 <= weight <= 1e6 for weight in weights) or not any(weights):
         raise InputError(
-            f"class_weights is {class_weights!r}; expected {num_classes} finite numbers of at least 0, one for each class and not "
-            "all 0. Pass None to weight all classes equally."
+            f"class_weights is {class_weights!r}; expected a list of {num_classes} numbers from 0 to 1,000,000, one for each class "
+            "and not all 0. Pass None to weight all classes equally."
         )
     return weights
 

@@ -20,6 +20,7 @@ from rein.heads.base import IGNORE_LABEL, Head, Size
 from rein.heads.masks import Instances, Panoptic, instance_inference, panoptic_inference, semantic_inference
 from rein.heads.pyramid import FeaturePyramid
 
+_MAX_COUNT = 1_000_000  # a file must not make a head ask for terabytes
 _NUM_LEVELS = 3  # levels of both attentions; the pixel decoder adds the fourth and finest map by an FPN step
 
 
@@ -89,8 +90,8 @@ class Mask2FormerHead(Head):
             "decoder_feedforward": decoder_feedforward,
         }
         for name, value in counts.items():
-            if type(value) is not int or value < 1:
-                raise InputError(f"{name} is {value!r}; it must be an integer of at least 1.")
+            if type(value) is not int or not 1 <= value <= _MAX_COUNT:
+                raise InputError(f"{name} is {value!r}; it must be an integer from 1 to {_MAX_COUNT:,}.")
         if channels < 64 or channels % 32 or channels % attention_heads:  # the library's group norms have 32 groups
             raise InputError(
                 f"channels is {channels}; it must be at least 64 and a multiple of 32 and of attention_heads={attention_heads}."

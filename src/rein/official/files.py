@@ -32,6 +32,8 @@ def read(path: str | os.PathLike[str], *, use_softmax: bool = True, zero_init: b
         CheckpointError: the file cannot be read safely, lacks keys, or has unknown keys.
     """
     content = pytorch_files.load(path)
+    if isinstance(content, dict) and "pytorch-lightning_version" in content:
+        raise CheckpointError(f"{pytorch_files.describe(path)} Expected a checkpoint of the authors' code.")
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} has no state dict; expected a dictionary of tensors, or one under the key 'state_dict'.")

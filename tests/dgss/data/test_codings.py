@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dgss import trees
@@ -70,6 +71,41 @@ def test_class_numbers_are_read_from_every_kind_of_file_and_the_kind_is_stated(t
     assert open_dataset("folder", root).coding_of(0) == coding
     assert main(["data", "check", "folder", str(root)]) == 0
     assert f"labels: {coding} (1)" in capsys.readouterr().out
+
+
+def test_palettes_that_differ_between_files_are_refused_and_read_by_their_colours(tmp_path, capsys):
+    colours = np.array(list(COLOURS.values()), np.uint8)
+    others = colours[::-1].tobytes()
+    write(tmp_path, paletted(numbers().clip(max=2), colours.tobytes()))
+    Image.new("RGB", (30, 20)).save(tmp_path / "images" / "1.png")
+    paletted(2 - numbers().clip(max=2), others).save(tmp_path / "labels" / "1.png")
+    data = open_dataset("folder", tmp_path)
+    first = data[0][1]
+    with pytest.raises(
+        InputError, match=r"1.png has the colour .* for index 0 of its palette, an earlier file had .*'colors'; if"
+    ):
+        data[1]
+    assert main(["data", "check", "folder", str(tmp_path)]) == 2
+    assert "expected one palette for all files" in capsys.readouterr().err
+    by_colour = open_dataset("folder", tmp_path, colors=COLOURS)
+    assert all(torch.equal(by_colour[index][1], first) for index in range(2))
+
+
+def test_labels_that_may_be_coded_otherwise_are_named(tmp_path, capsys):
+    label = np.zeros((20, 30), np.uint8)
+    label[:9] = 1
+    write(tmp_path, Image.fromarray(label), {"classes": ["ground", "thing"]})
+    Image.new("RGB", (30, 20)).save(tmp_path / "images" / "1.png")
+    Image.fromarray(255 * label).save(tmp_path / "labels" / "1.png")
+    assert main(["data", "check", "folder", str(tmp_path)]) == 0
+    assert "note: 1 labels have 'ground' and ignored pixels only. If 255 stands for 'thing'" in capsys.readouterr().out
+
+
+def test_a_key_that_stands_twice_in_the_index_is_refused(tmp_path):
+    write(tmp_path, Image.fromarray(numbers()))
+    (tmp_path / "index.json").write_text('{"classes": ["a", "b", "c"], "classes": ["c", "b", "a"]}')
+    with pytest.raises(InputError, match="index.json cannot be read: the key 'classes' stands in it twice"):
+        open_dataset("folder", tmp_path)
 
 
 @pytest.mark.parametrize("listed", [True, False], ids=["list", "by name"])

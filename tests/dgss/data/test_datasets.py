@@ -380,6 +380,11 @@ def test_images_without_labels_are_found_in_a_folder_and_its_subfolders(tmp_path
     assert images[1].shape == (3, 10, 20)
     assert images[1].dtype == torch.uint8
     assert Images(tmp_path / "b.png").name_of(0) == "b"
+    for name in ("0.jpg", "0.png", "0.jpg.jpg"):
+        Image.new("RGB", (20, 10)).save(tmp_path / "deep" / name)
+    (tmp_path / "deep" / "loop").symlink_to(tmp_path)
+    names = [images.name_of(i) for images in [Images(tmp_path / "deep")] for i in range(len(images))]
+    assert len(set(names)) == len(names) == 4 + 4  # a folder is read once, also through links
     for path in (tmp_path / "notes.txt", tmp_path / "nowhere"):
         with pytest.raises(InputError, match=r"has no images; expected files that end in .jpg|does not exist; expected a folder"):
             Images(path)

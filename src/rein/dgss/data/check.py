@@ -41,6 +41,7 @@ class Report:
         problems: error texts, one per pair, in the order of detection.
         left_out: image path -> reason, for images that the data set excludes by design.
         unused_labels: labels on disk that have no image.
+        without_second: number of labels with pixels of the first of two classes and ignored ones only.
         absent: why `rein fit` refuses the labels as a source: a class never occurs. Empty if it does not refuse them.
     """
 
@@ -54,6 +55,7 @@ class Report:
     problems: list[str] = field(default_factory=list)
     left_out: dict[Path, str] = field(default_factory=dict)
     unused_labels: list[Path] = field(default_factory=list)
+    without_second: int = 0
     absent: str = ""
 
     @property
@@ -91,6 +93,11 @@ class Report:
             lines.append(f"ignored: {100 * ignored / (labelled + ignored):.2f} % of all pixels")
         elif self.read:
             lines.append("all pixels are ignored")
+        if self.without_second:
+            lines.append(
+                f"note: {self.without_second:,} labels have {names[0]!r} and ignored pixels only. If 255 stands for {names[1]!r} in "
+                "them, correct these files, or give the class values with 'values'."
+            )
         lines += _listed("labels without an image", list(map(str, self.unused_labels)), max_problems)
         lines += _listed("bad pairs", self.problems, max_problems)
         return "\n".join(line.rstrip() for line in lines)
@@ -163,6 +170,8 @@ def check(
         report.sizes[image.shape[2], image.shape[1]] += 1
         report.codings[data.coding_of(index)] += 1
         report.found.add(label.numpy())
+        if len(data.space.names) == 2:
+            report.without_second += np.array_equal(np.unique(label), [0, IGNORE_LABEL])
     if DATASETS[name].absent is None and options.get("labels", True) and report.read:
         report.absent = _describe_absent(report, everything=limit is None or limit >= count)
     if out is not None and good:

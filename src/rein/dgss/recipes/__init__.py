@@ -23,7 +23,19 @@ FOLDER = Path(__file__).parent
 BASES = FOLDER / "bases"
 _KEY_ORDER = ("out", "state", "checkpoint_every", "published", "model", "data", "trainer")
 _MAX_TEXT, _MAX_VALUES, _MAX_DEPTH = 1_000_000, 100_000, 50  # of a configuration; those of the recipes are far below
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast, but not in every build of PyYAML
+_FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast, but not in every build of PyYAML
+
+
+class _Loader(_FastLoader):
+    """Refuses a key that stands twice in a mapping, of which others would ignore the first."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key.value, str) and key.value != "<<"]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise ValueError(f"the key {twice[0]!r} stands twice in one mapping")
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 @dataclass(frozen=True)

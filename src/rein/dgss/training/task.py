@@ -279,6 +279,9 @@ class SegmentationTask(lightning.LightningModule):
                 f"the checkpoint's tensors are not those of this segmenter: {names} are missing, unexpected or have another shape. "
                 "Use the backbone, method and head of the checkpoint's run."
             )
+        for name, tensor in (*state.items(), *average.items()):
+            if not tensor.isfinite().all():
+                raise CheckpointError(f"the checkpoint has values that are not finite in {name}: training has diverged.")
 
     def _resume_settings(self) -> dict[str, Any]:
         return {**self.settings, "devices": self.trainer.world_size}

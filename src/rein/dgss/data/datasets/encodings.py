@@ -6,7 +6,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _MAX_POLYGON_FILE, _MAX_SIDE, _MAX_COORDINATE = 2**24, 2**15, 1_000_000
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB")
 _ONE_CHANNEL = ("L", "P", "I", "I;16", "1")
+
+
+Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class Encoding:
         Raises:
             InputError: the file cannot be read, or has a value that is not in `classes`.
         """
-        values = self.read(path)
+        return self._to_classes(path, self.read(path))
+
+    def _to_classes(self, path: Path, values: np.ndarray) -> np.ndarray:
         table, known = self._tables
         inside = (values >= 0) & (values < len(table))
         if not inside.all() or not known[values].all():
@@ -106,7 +111,32 @@ class ClassNumbers(Encoding):
     """Encoding of a user's own label files: class numbers, or one value for each class, in files of several kinds.
 
     A file has one channel, equal colour channels, or a palette whose INDICES are the values.
+
+    Attributes:
+        palette: colour of each index in the files that were decoded so far.
     """
+
+    palette: dict[int, Colour] = field(default_factory=dict, compare=False)
+
+    def decode(self, path: Path) -> np.ndarray:
+        """The class indices of a label file, (H, W) uint8.
+
+        Raises:
+            InputError: as for `Encoding`; or an index has another colour than in an earlier file, as after a conversion to a palette
+                that was chosen for every image anew.
+        """
+        values = self.read(path)
+        classes, colours = self._to_classes(path, values), _palette_of(path)
+        if colours:
+            for index in np.unique(values).tolist():
+                colour = colours.get(index, (0, 0, 0))
+                if self.palette.setdefault(index, colour) != colour:
+                    raise InputError(
+                        f"{path} has the colour {list(colour)} for index {index} of its palette, an earlier file had "
+                        f"{list(self.palette[index])}; expected one palette for all files, since the indices are the classes. If the "
+                        "colours are right, read them with 'colors'; if the indices are right, save the files with one channel."
+                    )
+        return classes
 
     def coding_of(self, path: Path) -> str:
         """The kind of the file, and its values."""
@@ -121,9 +151,6 @@ def class_numbers(space: LabelSpace, values: Sequence[int] | None = None) -> Cla
     encoding = identity(space, values=values)
     white = 255 if encoding.classes.get(255, IGNORE_LABEL) != IGNORE_LABEL and 1 not in encoding.classes else 1
     return ClassNumbers(encoding.name, encoding.classes, partial(read_class_numbers, white=white))
-
-
-Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -357,6 +384,15 @@ def _mode_of(path: Path) -> str:
             return image.mode
     except Exception:  # each format has errors of its own
         return ""
+
+
+def _palette_of(path: Path) -> dict[int, Colour]:
+    """The colour of each index of a file with a palette, by its header alone; empty for other files."""
+    with Image.open(path, formats=_FORMATS) as image:
+        if image.mode != "P":
+            return {}
+        colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3).tolist()
+    return {index: (red, green, blue) for index, (red, green, blue) in enumerate(colours)}
 
 
 def read_first_of_three_16_bit(path: Path) -> np.ndarray:

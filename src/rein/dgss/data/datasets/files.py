@@ -78,7 +78,7 @@ class Images(Dataset[Tensor]):
         self.paths = [self.root / name for name in inside if name.lower().endswith(IMAGE_SUFFIXES)]
         if not self.paths:
             raise InputError(f"{path} has no images; expected files that end in {', '.join(IMAGE_SUFFIXES)}.")
-        self._stems = Counter(path.relative_to(self.root).with_suffix("") for path in self.paths)
+        self._names = _short_names([path.relative_to(self.root) for path in self.paths])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -92,10 +92,17 @@ class Images(Dataset[Tensor]):
         return torch.from_numpy(read_rgb(self.paths[index])).permute(2, 0, 1)
 
     def name_of(self, index: int) -> str:
-        """The image's path below the folder. The suffix is removed unless two names differ only in the suffix."""
-        path = self.paths[index].relative_to(self.root)
-        stem = path.with_suffix("")
-        return (stem if self._stems[stem] == 1 else path).as_posix()
+        """The image's path below the folder, without its suffix unless another image would then have the same name."""
+        return self._names[index]
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """Different names for the paths, without suffixes where possible."""
+    names = [path.with_suffix("").as_posix() for path in paths]
+    while len(set(names)) < len(names):  # `0.jpg.jpg` without its suffix may be the whole name of another one
+        counts = Counter(names)
+        names = [path.as_posix() if counts[name] > 1 else name for path, name in zip(paths, names, strict=True)]
+    return names
 
 
 class Files(Pairs):
@@ -245,9 +252,13 @@ def _find_layout(root: Path, split: str, layout: Layout, unused: list[Path]) -> 
 
 
 def _files(folder: Path, recursive: bool) -> Iterator[str]:
-    """Paths of the files in a folder, relative to it, without hidden files and folders."""
+    """Paths of the files in a folder, relative to it, without hidden files and folders. A link to a folder is followed once."""
+    seen = {os.path.realpath(folder)}
     for current, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        real = {name: os.path.realpath(os.path.join(current, name)) for name in folders}
+        folders[:] = [name for name in folders if real[name] not in seen]
+        seen.update(real.values())
         inside = os.path.relpath(current, folder)
         for name in names:
             if not name.startswith("."):
