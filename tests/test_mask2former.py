@@ -92,7 +92,7 @@ def test_queries_that_do_not_fit_are_an_error():
     [
         ({"channels": 40}, "channels is 40; it must be at least 64 and a multiple of 32"),
         ({"channels": 32}, "at least 64"),
-        ({"num_points": 0}, "num_points is 0; it must be an integer of at least 1"),
+        ({"num_points": 0}, "num_points is 0; it must be an integer from 1 to 1,000,000"),
         ({"attention_heads": 0}, "attention_heads is 0"),
         ({"decoder_layers": -1}, "decoder_layers is -1"),
         ({"oversample": 0.5}, "oversample 0.5 must be at least 1"),

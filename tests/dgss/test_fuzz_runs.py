@@ -189,7 +189,7 @@ def parse(arguments):
         def _run_subcommand(self, subcommand):
             pass
 
-    with commands._hide_advice(True), commands._one_line_errors():
+    with commands._hide_advice(True), commands._one_line_errors("fit"):
         commands._make_cli(Stop, recipes.resolved(arguments))
 
 
