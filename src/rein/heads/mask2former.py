@@ -276,7 +276,8 @@ class Mask2FormerHead(Head):
 
     def _loss_terms(self, maps: Sequence[Tensor], labels: Tensor, queries: Tensor | None) -> dict[str, Tensor]:
         """The weighted terms of the loss: `loss_cross_entropy`, `loss_mask` and `loss_dice` of the last prediction, and the same
-        with the suffix `_i` for prediction i of `_decode`."""
+        with the suffix `_i` for prediction i of `_decode`.
+        """
         # the library samples points and matches masks in float32
         predictions = [(classes.float(), masks.float()) for classes, masks in self._decode(maps, queries)]
         self.criterion.empty_weight = self.criterion.empty_weight.float()
