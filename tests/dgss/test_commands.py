@@ -15,10 +15,12 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
+from safetensors.torch import load_file
 
 import rein
 from dgss.folders import CLASSES, make_folder
 from rein.cli import main
+from rein.dgss import commands
 from rein.dgss.training.backbone import make_backbone
 from rein.dgss.training.experiment import Experiment
 
@@ -332,6 +334,22 @@ def test_the_average_of_the_weights_is_evaluated_and_exported(data, tmp_path):
     torch.manual_seed(0)
     segmenter = rein.Segmenter.load(tmp_path / "ema/segmenter.safetensors", make_backbone("test_vit", False, 8))
     assert torch.equal(segmenter.head.classifier.weight, average[key])
+
+
+@pytest.mark.parametrize(("method", "settings"), [("soma", {"rank": 2}), ("lora", {"rank": 2})])
+def test_the_backbone_of_a_method_that_can_be_merged_is_exported_as_a_bare_one(data, tmp_path, capsys, method, settings):
+    config = configuration(data, tmp_path / "out", method=method, method_settings=settings, ema=0.5)
+    assert main(["fit", "--config", write(tmp_path / "c.yaml", config)]) == 0
+    assert main(["test", "--config", str(tmp_path / "out/config.yaml")]) == 0
+    command = commands.run(["validate", "--config", str(tmp_path / "out/config.yaml")], quiet=True)
+    bare = make_backbone("test_vit", False, 8)
+    bare.load_state_dict(load_file(tmp_path / "out/backbone.safetensors"))
+    segmenter = rein.Segmenter.load(tmp_path / "out/segmenter.safetensors", bare.requires_grad_(False))
+    images = torch.randint(0, 255, (1, 3, 32, 32), dtype=torch.uint8)
+    model = command.model.eval()
+    expected = model.predict_logits(images)
+    got = segmenter.eval().predict(model.normalize(images), 32)
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-6 * expected.abs().max().item())
 
 
 def test_the_average_starts_at_its_step_and_every_step_has_its_weight_decay(data, tmp_path, monkeypatch):
