@@ -290,14 +290,16 @@ class ReinCLI(LightningCLI):
                 )
             model.restore(pytorch_files.load(best))
         segmenter, backbone = model.segmenter, model.segmenter.backbone
-        merges = methods.find(model.method).merge is not None
+        sharded = any(hasattr(parameter, "full_tensor") for parameter in backbone.parameters())
+        merges = methods.find(model.method).merge is not None and not sharded
         if model.method == "freeze" or is_wrapped(backbone) or merges:
             with model.averaged():
                 if merges:
                     backbone = methods.merge(copy.deepcopy(backbone))
                     segmenter = rein.Segmenter(backbone, segmenter.head, segmenter.indices)
                     state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
-                    replace_file(self.out / "backbone.safetensors", safetensors.torch.save(state))
+                    if self.trainer.is_global_zero:
+                        replace_file(self.out / "backbone.safetensors", safetensors.torch.save(state))
                 segmenter.save(self.out / "segmenter.safetensors")
                 if is_wrapped(backbone):
                     rein.save(backbone, self.out / "adapter.safetensors")

@@ -161,5 +161,5 @@ def merge(backbone: nn.Module) -> bool:
                 attention.q_bias, attention.v_bias = split.q.bias, split.v.bias
             replace_module(backbone, path, split.fused())
     if adapted:
-        del backbone.peft_config
+        backbone.__dict__.pop("peft_config", None)
     return bool(adapted)

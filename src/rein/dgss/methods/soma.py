@@ -60,7 +60,8 @@ class MinorComponents(nn.Module):
         matrices = weight.detach().double().unflatten(0, (parts, -1))
         u, s, v = torch.linalg.svd(matrices, full_matrices=False)  # singular values in descending order
         root = s[:, -rank:].sqrt()
-        a, b = (root[..., None] * v[:, -rank:]).to(dtype), (u[..., -rank:] * root[:, None]).to(dtype).contiguous()
+        a, b = root[..., None] * v[:, -rank:], u[..., -rank:] * root[:, None]
+        a, b = a.to(dtype).contiguous(), b.to(dtype).contiguous()  # FSDP2 refuses others
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
         self.register_buffer("a_start", a.clone())
         self.register_buffer("b_start", b.clone())
