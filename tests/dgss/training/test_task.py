@@ -131,7 +131,7 @@ def test_the_settings_of_a_head_choose_its_loss():
         num_classes=2, backbone="test_vit", pretrained=False, patch_size=8, head="LinearHead", head_settings=settings, window=None
     )
     assert task.segmenter.head.arguments.items() >= {"loss": settings["loss"], "class_weights": [1.0, 5.0]}.items()
-    with pytest.raises(InputError, match=r"class_weights is \[1\]; expected 2 finite numbers"):
+    with pytest.raises(InputError, match=r"class_weights is \[1\]; expected a list of 2 numbers"):
         Experiment(num_classes=2, backbone="test_vit", pretrained=False, head="LinearHead", head_settings={"class_weights": [1]})
 
 
