@@ -229,18 +229,24 @@ def test_only_the_encoder_is_frozen_where_the_blocks_of_a_net_are_given():
     assert rein.summary(net).frozen == ("encoder",)
 
 
-def test_everything_is_frozen_where_parameters_stand_before_the_blocks():
-    class Flat(Net):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.stages = self.encoder.stem, self.encoder.stages
-            del self.encoder
-            self.norm = nn.BatchNorm2d(16)
+class Flat(nn.Module):
+    """A backbone whose blocks stand beside its other parts."""
 
-        def forward(self, x):
-            return self.norm(self.stages(self.stem(x)))
+    def __init__(self, first):
+        super().__init__()
+        if first == "stem":
+            self.stem = nn.Conv2d(3, 16, 8, 8)
+            self.encoder = nn.Sequential(nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(2))), nn.BatchNorm2d(16))
+        else:
+            self.encoder = nn.Sequential(nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(2))))
+            self.stem = nn.Conv2d(3, 16, 8, 8)
 
-    net = Flat()
-    del net.decoder
-    rein.wrap(net, SMALL, blocks=list(net.stages))
+    def forward(self, x):
+        return self.encoder(self.stem(x))
+
+
+@pytest.mark.parametrize("first", ["stem", "blocks"])
+def test_everything_is_frozen_where_the_blocks_stand_beside_the_other_parts(first):
+    net = Flat(first)
+    rein.wrap(net, SMALL, blocks=list(net.encoder[0]))
     assert {name.partition(".")[0] for name, parameter in net.named_parameters() if parameter.requires_grad} == {"rein"}

@@ -77,11 +77,7 @@ def input_spec(model: nn.Module) -> InputSpec:
     backbone = inner_backbone(model)
     family = get_family(backbone)
     embed: Any = None
-    for name in (
-        "patch_embed",
-        "pixel_embed",
-        "stem",
-    ):  # a loop instead of next(...): older versions of torch.compile can trace it
+    for name in ("patch_embed", "pixel_embed", "stem"):  # not next(...), which older versions of torch.compile cannot trace
         embed = embed or getattr(backbone, name, None)
     coarsest = max(_reductions(backbone), default=16)
     any_size = getattr(backbone, "dynamic_img_size", False) or (family is not None and family.any_size)

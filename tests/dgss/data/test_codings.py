@@ -98,7 +98,7 @@ def test_labels_that_may_be_coded_otherwise_are_named(tmp_path, capsys):
     Image.new("RGB", (30, 20)).save(tmp_path / "images" / "1.png")
     Image.fromarray(255 * label).save(tmp_path / "labels" / "1.png")
     assert main(["data", "check", "folder", str(tmp_path)]) == 0
-    assert "note: 1 labels have 'ground' and ignored pixels only. If 255 stands for 'thing'" in capsys.readouterr().out
+    assert "note: labels with only 'ground' and ignored pixels: 1. If 255 stands for 'thing'" in capsys.readouterr().out
 
 
 def test_a_key_that_stands_twice_in_the_index_is_refused(tmp_path):

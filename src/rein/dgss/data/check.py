@@ -95,7 +95,7 @@ class Report:
             lines.append("all pixels are ignored")
         if self.without_second:
             lines.append(
-                f"note: {self.without_second:,} labels have {names[0]!r} and ignored pixels only. If 255 stands for {names[1]!r} in "
+                f"note: labels with only {names[0]!r} and ignored pixels: {self.without_second:,}. If 255 stands for {names[1]!r} in "
                 "them, correct these files, or give the class values with 'values'."
             )
         lines += _listed("labels without an image", list(map(str, self.unused_labels)), max_problems)
