@@ -44,6 +44,8 @@ class Experiment(SegmentationTask):
         adapter_factor: learning rate of what the method adds to the backbone, as a multiple of lr.
         weight_decay: weight decay of AdamW.
         power: exponent of the polynomial decay of the learning rate.
+        warmup_steps: number of steps over which the learning rates rise linearly before they decay.
+        warmup_factor: learning rates of the first of these steps, as a multiple of the full ones.
         ema: decay of a moving average of the weights, which is then evaluated and kept.
         window: side of the sliding windows in evaluation, in pixels; null predicts whole images.
         stride: distance between windows in pixels; null means two thirds of the window, 341 for 512.
@@ -75,6 +77,8 @@ class Experiment(SegmentationTask):
         adapter_factor: float = 1.0,
         weight_decay: float = 0.05,
         power: float = 0.9,
+        warmup_steps: int = 0,
+        warmup_factor: float = 1e-6,
         ema: float | None = None,
         window: int | None = 512,
         stride: int | None = None,
@@ -85,7 +89,9 @@ class Experiment(SegmentationTask):
     ) -> None:
         check_num_classes(num_classes)  # before the weights are loaded
         chosen = methods.find(method)
-        optimization = Optimization(lr, weight_decay, power, chosen.backbone_factor, ema, adapter_factor)
+        optimization = Optimization(
+            lr, weight_decay, power, chosen.backbone_factor, ema, adapter_factor, warmup_steps, warmup_factor
+        )
         if backbone_factor is not None:
             optimization = replace(optimization, backbone_factor=backbone_factor)
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""AdamW with the authors' parameter groups, and the polynomial decay of the learning rate."""
+"""AdamW with the authors' parameter groups, and the schedule of the learning rate: linear warm-up, then polynomial decay."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class Optimization:
         backbone_factor: learning rate of the backbone's own weights, where they train, as a multiple of `lr`.
         ema: decay of an exponential moving average of the weights, which is then evaluated and kept; None keeps none.
         adapter_factor: learning rate of what a method adds to the backbone, as a multiple of `lr`.
+        warmup_steps: number of steps over which the learning rates rise linearly, before the decay; 0 starts with the decay.
+        warmup_factor: learning rates of the first step of the warm-up, as a multiple of the full ones.
 
     Raises:
         InputError: a value out of range.
@@ -35,13 +37,53 @@ class Optimization:
     backbone_factor: float = 0.1
     ema: float | None = None
     adapter_factor: float = 1.0
+    warmup_steps: int = 0
+    warmup_factor: float = 1e-6
 
     def __post_init__(self) -> None:
         rates = (self.lr, self.backbone_factor, self.adapter_factor)
         if not (min(rates) > 0 and self.weight_decay >= 0 and self.power >= 0):
             raise InputError(f"got {asdict(self)}; rates must be above 0, weight_decay and power at least 0.")
+        if self.warmup_steps < 0 or not 0 < self.warmup_factor <= 1:
+            raise InputError(
+                f"warmup_steps is {self.warmup_steps} and warmup_factor is {self.warmup_factor}; expected at least 0 steps, and a "
+                "factor above 0 and up to 1."
+            )
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"ema is {self.ema}; it must lie between 0 and 1. 0.999 averages over about 1,000 steps.")
+
+
+class WarmupPolynomialLR(torch.optim.lr_scheduler.LRScheduler):
+    """Linear warm-up, then polynomial decay to zero.
+
+    In the warm-up the factor of the rates rises linearly from `warmup_factor` to 1; then it is (remaining / all steps after the
+    warm-up) ** power, which is 0 after the last step.
+
+    Args:
+        optimizer: the optimizer, with the full rates.
+        total_iters: number of steps of the run.
+        power: exponent of the decay.
+        warmup_steps: number of steps of the warm-up.
+        warmup_factor: factor of the first step.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, total_iters: int, power: float, warmup_steps: int = 0, warmup_factor: float = 1.0
+    ) -> None:
+        self.total_iters, self.power = total_iters, power
+        self.warmup_steps, self.warmup_factor = warmup_steps, warmup_factor
+        super().__init__(optimizer)
+
+    def factor(self, step: int) -> float:
+        """Learning rates of a step, counted from 0, as a multiple of the full ones."""
+        if step < self.warmup_steps:
+            return self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup_steps
+        decaying = self.total_iters - self.warmup_steps
+        return (max(0, self.total_iters - step) / decaying) ** self.power if decaying > 0 else 1.0
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """The rates of the next step."""
+        return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
 
 
 def make_optimizer(
@@ -61,5 +103,5 @@ def make_optimizer(
     }
     groups = split_by_rate(param_groups(segmenter, settings.lr, settings.weight_decay), rates)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
-    schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=settings.power)
+    schedule = WarmupPolynomialLR(optimizer, steps, settings.power, settings.warmup_steps, settings.warmup_factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

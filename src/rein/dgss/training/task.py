@@ -90,7 +90,7 @@ class SegmentationTask(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW and the polynomial schedule over the trainer's steps."""
+        """AdamW and its schedule over the trainer's steps."""
         # max_steps: the trainer's estimate would open the loaders before the checkpoint restores their position
         return make_optimizer(self.segmenter, self.optimization, self._backbone_parameters, self.trainer.max_steps)
 
