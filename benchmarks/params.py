@@ -109,6 +109,7 @@ PUBLISHED = [  # backbone, method, settings, parameters
     (LARGE, "rein", {"num_tokens": 125}, 2_999_681),
     (LARGE, "rein", {"num_tokens": 150}, 3_009_281),
     (LARGE, "rein", {"num_tokens": 200}, 3_028_481),
+    (LARGE, "soma", {}, 4_718_592),
     ("vit_small_patch16_224", "rein", {}, 684_033),
     ("vit_base_patch16_224", "rein", {}, 1_741_569),
     ("vit_huge_patch14_224", "rein", {}, 4_510_721),

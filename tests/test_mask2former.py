@@ -32,7 +32,7 @@ def test_the_defaults_are_those_of_the_paper():
     assert criterion.empty_weight.tolist() == [1.0] * 19 + [pytest.approx(0.1)]
     matcher = criterion.matcher
     assert (matcher.cost_class, matcher.cost_mask, matcher.cost_dice) == (2.0, 5.0, 5.0)
-    assert list(criterion.weight_dict.values()) == [2.0, 5.0, 5.0]
+    assert head.settings["weights"] == [2.0, 5.0, 5.0]
     assert not [module for module in head.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0]
 
 
@@ -147,17 +147,16 @@ def test_the_loss_of_one_prediction_agrees_with_the_paper(monkeypatch):
     assert head.loss([], labels).item() == pytest.approx(expected.item(), rel=0.02)  # the error of 4,000 random points
 
 
-def test_the_loss_ignores_images_without_labels():
-    head = make(num_points=3000)
-    maps, labels = maps_for(head), torch.zeros(2, 32, 48, dtype=torch.long)
-    labels[:, :, 24:] = 2
-    empty = labels.clone()
-    empty[0] = 255
-    torch.manual_seed(0)
-    one = head.loss([m[1:] for m in maps], labels[1:], queries_for(head))
-    torch.manual_seed(0)
-    both = head.loss(maps, empty, queries_for(head))
-    assert both.item() == pytest.approx(one.item(), rel=1e-4)
+@pytest.mark.parametrize("project", [False, True])
+def test_a_batch_without_labels_trains_its_queries_towards_no_object(project):
+    head = make(project_levels=project)
+    labels = torch.full((2, 32, 48), 255)
+    loss = head.loss(maps_for(head), labels, queries_for(head))
+    loss.backward()
+    classes = [classes for classes, _ in head._decode(maps_for(head), queries_for(head))]
+    expected = sum(-2 * each.log_softmax(-1)[..., -1].mean() for each in classes)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert all(parameter.grad is not None for parameter in head.parameters())  # data-parallel training expects one for each
 
 
 def test_semantic_scores_sum_class_times_mask_probabilities_at_any_size():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -17,6 +17,7 @@ class Contender:
         settings: settings of the method.
         pretrained: use the backbone's pretrained weights; otherwise random ones.
         about: what the row shows.
+        scheduled: average the weights and anneal the weight decay, as in the recipes of SoMA.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Contender:
     settings: Mapping[str, Any] = field(default_factory=dict)
     pretrained: bool = True
     about: str = ""
+    scheduled: bool = False
 
     @property
     def head_alone(self) -> bool:
@@ -32,7 +34,8 @@ class Contender:
 
     def facts(self) -> dict[str, Any]:
         """The settings that the results depend on."""
-        return {"method": self.method, "settings": dict(self.settings), "pretrained": self.pretrained}
+        facts = {"method": self.method, "settings": dict(self.settings), "pretrained": self.pretrained}
+        return {**facts, "scheduled": True} if self.scheduled else facts
 
 
 # Without the query link, unless stated. The authors' s = 0.001 is the default; the paper's text starts with W_f = 0 and has no s.
@@ -65,4 +68,15 @@ CONTROLS = (
     Contender("freeze, random weights", "freeze", pretrained=False, about="a head on random features"),
     Contender("full, random weights", "full", pretrained=False, about="training from scratch"),
 )
-EVERYONE = {contender.name: contender for contender in (*CONTENDERS, *ABLATIONS, LINKED, *CONTROLS)}
+_LORA, _REIN_ZERO_INIT = (next(each for each in CONTENDERS if each.name == name) for name in ("lora", "rein zero-init"))
+UNSCHEDULED = (
+    _REIN_ZERO_INIT,
+    _LORA,
+    Contender("dora", "lora", {"dora": True}, about="lora with learnable norms of the updated rows"),
+    Contender("soma", "soma", about="the 16 smallest singular components of every matrix in the last two thirds of the blocks"),
+)
+SCHEDULED = tuple(
+    replace(each, name=f"{each.name}, scheduled", about="the same with average and annealed decay", scheduled=True)
+    for each in UNSCHEDULED
+)
+EVERYONE = {contender.name: contender for contender in (*CONTENDERS, *ABLATIONS, LINKED, *CONTROLS, *UNSCHEDULED, *SCHEDULED)}

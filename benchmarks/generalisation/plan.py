@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from benchmarks.generalisation.contenders import ABLATIONS, CONTENDERS, CONTROLS, EVERYONE, LINKED, Contender
+from benchmarks.generalisation.contenders import (
+    ABLATIONS,
+    CONTENDERS,
+    CONTROLS,
+    EVERYONE,
+    LINKED,
+    SCHEDULED,
+    UNSCHEDULED,
+    Contender,
+)
 from benchmarks.generalisation.data import CAMVID, STREETS, Counts
 from benchmarks.generalisation.trial import Budget
 
@@ -66,6 +75,12 @@ PLANS = {
             head="mask2former",
             budget=Budget(steps=300),
             about="the paper's head, small, with and without the link from tokens to queries",
+        ),
+        Plan(
+            "schedules",
+            STREETS,
+            (EVERYONE[FREEZE], *UNSCHEDULED, *SCHEDULED),
+            about="Rein, LoRA, DoRA and SoMA, each with and without the weight average and the annealed decay of SoMA's recipes",
         ),
     )
 }

@@ -50,6 +50,20 @@ HEADS: dict[str, dict[str, Any]] = {  # on feature maps of the paper's four bloc
 }
 
 
+def schedule(steps: int) -> dict[str, Any]:
+    """The weight average and the annealed decay of SoMA's recipe for GTAV, scaled from its 40,000 steps to a run of `steps`.
+
+    The average starts after the same share of the run, 30 %, and forgets a state over the same share of it.
+    """
+    recipe = recipes.resolve("gtav-dinov2-l-soma")["model"]
+    scale = 40_000 / steps
+    return {
+        "ema": recipe["ema"] ** scale,
+        "ema_from": round(recipe["ema_from"] / scale),
+        "final_weight_decay": recipe["final_weight_decay"],
+    }
+
+
 def configuration(
     contender: Contender, head: str, data: dict[str, Any], budget: Budget, rates: Rates, seed: int, out: Path
 ) -> dict[str, Any]:
@@ -80,6 +94,7 @@ def configuration(
             "lr": rates.head,
             "adapter_factor": factor,
             "backbone_factor": factor,
+            **(schedule(budget.steps) if contender.scheduled else {}),
         },
         "data": {
             **data,

@@ -265,13 +265,39 @@ def test_every_contender_trains_what_it_says_and_starts_from_the_same_head(name,
         frozen = {key for key, parameter in backbone.named_parameters() if not parameter.requires_grad}
         assert frozen == {"norm.weight", "norm.bias"}  # no feature map passes the final norm
     else:
-        mark = {"vpt": "vpt", "adaptformer": "adaptformer", "lora": "lora_"}.get(method, "rein.")
+        mark = {"vpt": "vpt", "adaptformer": "adaptformer", "lora": "lora_", "soma": "soma."}.get(method, "rein.")
         assert trains
         assert all(mark in key for key in trains)
     rates = tuned.optimization
     assert (rates.lr, rates.backbone_factor, rates.adapter_factor) == pytest.approx((0.01, 0.2, 0.2))
     if method.startswith("rein"):
         assert rein.summary(backbone).num_layers == (4 if name == "rein late" else 8)
+
+
+def test_the_schedule_is_somas_scaled_to_the_length_of_the_run():
+    assert trial.schedule(40_000) == {"ema": 0.9998, "ema_from": 12_000, "final_weight_decay": 1e-5}
+    assert trial.schedule(400) == {"ema": pytest.approx(0.9998**100), "ema_from": 120, "final_weight_decay": 1e-5}
+
+
+def test_a_scheduled_contender_differs_in_the_schedule_only(section, tmp_path):
+    plan = PLANS["schedules"]
+    pairs = [(each, EVERYONE[f"{each.name}, scheduled"]) for each in plan.contenders if f"{each.name}, scheduled" in EVERYONE]
+    assert [plain.name for plain, _ in pairs] == ["rein zero-init", "lora", "dora", "soma"]
+    assert len(plan.contenders) == 1 + 2 * len(pairs)
+    for plain, scheduled in pairs:
+        one, other = (
+            trial.configuration(each, plan.head, section, plan.budget, RATES_OF_A_RUN, 0, tmp_path) for each in (plain, scheduled)
+        )
+        assert other == {**one, "model": {**one["model"], **trial.schedule(400)}}
+        assert {**plain.facts(), "scheduled": True} == scheduled.facts()
+
+
+@pytest.mark.parametrize("name", ["dora", "soma, scheduled"])
+def test_contenders_of_the_plan_of_schedules_run(name, tmp_path):
+    plan = replace(TINY, budget=replace(TINY.budget, steps=20))
+    row = runs.one_run(plan, name, RATES_OF_A_RUN, 0, tmp_path, None)
+    assert row["tuned_parameters"] > 0
+    assert set(row["miou"]) == {"day", "fog", "night", "rain", "snow", "camera"}
 
 
 def test_a_finished_run_is_read_and_one_of_other_settings_is_refused(tmp_path, monkeypatch):
@@ -400,6 +426,7 @@ def chosen(plan):
     return {row["contender"]: row for row in found["rows"] if row["purpose"] == "evaluate"}
 
 
+@pytest.mark.xfail(strict=True, reason="the plan 'schedules' has not been measured yet")
 def test_every_plan_has_results():
     assert {path.stem for path in RESULTS} == {plan.benchmark for plan in PLANS.values()}
 

@@ -37,7 +37,7 @@ def test_every_method_has_a_row_with_its_count_or_a_reason(rows):
             by_model.setdefault(row["model"], {})[row["method"]] = row
     vit, convnext = by_model["test_vit"], by_model["test_convnext"]
     assert set(vit) == set(convnext) == set(params.METHODS)
-    assert {name for name, row in convnext.items() if "refused" in row} == {"lora", "dora", "vpt", "adaptformer"}
+    assert {name for name, row in convnext.items() if "refused" in row} == {"lora", "dora", "soma", "vpt", "adaptformer"}
     assert "(B, C, H, W)" in convnext["vpt"]["refused"]
     assert vit["full"]["fraction"] == 1
     assert vit["freeze"]["trainable_parameters"] == vit["freeze"]["fraction"] == 0

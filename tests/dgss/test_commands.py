@@ -1,6 +1,7 @@
 """`rein fit / validate / test / predict / recipes / compare` from end to end, at toy size."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -12,13 +13,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
+from safetensors.torch import load_file
 
 import rein
 from dgss.folders import CLASSES, make_folder
 from rein.cli import main
+from rein.dgss import commands
 from rein.dgss.data.protocols import PROTOCOLS
 from rein.dgss.training.backbone import make_backbone
+from rein.dgss.training.experiment import Experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what Lightning, TensorBoard and others warn of at such sizes
 
@@ -388,6 +393,47 @@ def test_the_average_of_the_weights_is_evaluated_and_exported(data, tmp_path):
     assert torch.equal(segmenter.head.classifier.weight, average[key])
 
 
+@pytest.mark.parametrize(("method", "settings"), [("soma", {"rank": 2}), ("lora", {"rank": 2})])
+def test_the_backbone_of_a_method_that_can_be_merged_is_exported_as_a_bare_one(data, tmp_path, capsys, method, settings):
+    config = configuration(data, tmp_path / "out", method=method, method_settings=settings, ema=0.5)
+    assert main(["fit", "--config", write(tmp_path / "c.yaml", config)]) == 0
+    assert main(["test", "--config", str(tmp_path / "out/config.yaml")]) == 0
+    command = commands.run(["validate", "--config", str(tmp_path / "out/config.yaml")], quiet=True)
+    bare = make_backbone("test_vit", False, 8)
+    bare.load_state_dict(load_file(tmp_path / "out/backbone.safetensors"))
+    segmenter = rein.Segmenter.load(tmp_path / "out/segmenter.safetensors", bare.requires_grad_(False))
+    images = torch.randint(0, 255, (1, 3, 32, 32), dtype=torch.uint8)
+    model = command.model.eval()
+    expected = model.predict_logits(images)
+    got = segmenter.eval().predict(model.normalize(images), 32)
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-6 * expected.abs().max().item())
+
+
+def test_the_average_starts_at_its_step_and_every_step_has_its_weight_decay(data, tmp_path, monkeypatch):
+    config = configuration(data, tmp_path / "late", ema=0.5, ema_from=4, final_weight_decay=1e-5)
+    weights_by_step, decays = {}, []
+
+    class Watch(Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            decays.append(max(group["weight_decay"] for group in optimizer.param_groups))
+
+        def on_train_batch_end(self, trainer, module, *arguments):
+            weights_by_step[trainer.global_step] = module.segmenter.head.classifier.weight.detach().clone()
+            assert bool(module._average) == (trainer.global_step >= 4)
+
+    monkeypatch.setattr(Experiment, "configure_callbacks", lambda self: [Watch()])
+    assert main(["fit", "--config", write(tmp_path / "c.yaml", config)]) == 0
+    steps = config["trainer"]["max_steps"]
+    assert len(decays) == steps == 6
+    expected = [1e-5 + (0.05 - 1e-5) * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
+    assert decays == pytest.approx(expected, rel=1e-6)
+    average = weights_by_step[4]
+    for step in (5, 6):
+        average = 0.5 * average + 0.5 * weights_by_step[step]
+    state = weights(tmp_path / "late/checkpoints/last.ckpt")
+    torch.testing.assert_close(state["rein"]["average"]["head.classifier.weight"], average)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -528,7 +574,8 @@ class TestKilled:
     def config(self, data):
         head = {"channels": 64, "encoder_layers": 1, "decoder_layers": 1, "num_points": 32, "decoder_feedforward": 32}
         method = {"method_settings": {"num_tokens": 6, "rank": 2, "query_dim": 64}}
-        config = configuration(data, "?", head="Mask2FormerHead", head_settings=head, ema=0.9, **method)
+        schedules = {"ema": 0.9, "ema_from": 3, "final_weight_decay": 1e-3}
+        config = configuration(data, "?", head="Mask2FormerHead", head_settings=head, **schedules, **method)
         config["trainer"] |= {"max_steps": 5, "accumulate_grad_batches": 2, "val_check_interval": 4, "gradient_clip_val": 1.0}
         return config
 
@@ -555,8 +602,8 @@ class TestKilled:
             killed["trainer"] = {**config["trainer"], "callbacks": [callback]}
             command = [sys.executable, "-m", "rein.cli", "fit", "--config", write(tmp_path / "k.yaml", killed)]
             # as many threads as here: sums over another number of them round differently
-            paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-            environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+            paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
             done = subprocess.run([*command, "--ckpt_path", "last"], env=environment, capture_output=True, text=True)
             assert done.returncode == -signal.SIGKILL, done.stderr
         assert main(resumed) == 0

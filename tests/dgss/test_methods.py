@@ -22,8 +22,10 @@ from rein.errors import InputError, MissingExtraError, UnsupportedBackboneError,
 SMALL = {name: {"num_tokens": 6, "query_dim": 8} for name in ("rein-link", "rein-share")}
 SMALL |= {name: {"num_tokens": 6, "query_dim": 8, "rank": 2} for name in ("rein", "rein-lowrank")}
 SMALL |= {"rein-core": {"num_tokens": 6}, "lora": {"rank": 2}, "vpt": {"num_tokens": 5}, "adaptformer": {"bottleneck": 4}}
-PEERS = ["lora", "vpt", "adaptformer"]
-ZERO_START = ["full", "freeze", "lora", "adaptformer"]
+SMALL |= {"soma": {"rank": 2}}
+PEERS = ["lora", "vpt", "adaptformer", "soma"]
+ZERO_START = ["full", "freeze", "lora", "adaptformer", "soma"]
+MERGED = [name for name, method in METHODS.items() if method.merge is not None]
 every_name = pytest.mark.parametrize("method", METHODS)
 every_method = pytest.mark.parametrize("method", [method for method in METHODS if method != "rein-lowrank"])  # the same as rein
 every_rein = pytest.mark.parametrize("method", ["rein", "rein-core", "rein-link", "rein-share"])
@@ -80,6 +82,7 @@ PUBLISHED = {
     "lora": 786_432,
     "vpt": 3_686_400,
     "adaptformer": 3_171_840,
+    "soma": 4_718_592,
 }
 
 
@@ -110,7 +113,10 @@ def test_the_peers_support_the_backbones_of_the_paper(method, name):
                 methods.apply(method, model)
             return
         methods.apply(method, model)
-    assert sum(p.numel() for p in tuned_parameters(model).values()) == PUBLISHED[method] * 3 // 24
+    expected = PUBLISHED[method] * 3 // 24
+    if method == "soma" and name.startswith("eva02"):  # 2 blocks; its MLP has three layers of 2,730 hidden units
+        expected = 2 * 16 * (4 * (1024 + 1024) + 3 * (1024 + 2730))
+    assert sum(p.numel() for p in tuned_parameters(model).values()) == expected
 
 
 @every_method
@@ -133,7 +139,7 @@ def test_a_method_changes_a_backbone_in_place_and_trains_only_its_parameters(met
         maps, plain = (backbones.feature_maps(each, x, [1, 3]) for each in (model, bare))
     for got, expected in zip(maps, plain, strict=True):
         assert torch.allclose(got, expected, atol=1e-6) == (method in ZERO_START)
-        if method in ZERO_START and method != "lora":  # its three products may sum in another order than one
+        if method in ZERO_START and method not in ("lora", "soma"):  # their products sum in another order
             assert torch.equal(got, expected)
     assert backbones.find_blocks(model) == backbones.find_blocks(bare)
 
@@ -149,7 +155,10 @@ def test_training_changes_every_tuned_parameter_and_nothing_else(method, family)
     tuned = tuned_parameters(model)
     assert [name for name, parameter in tuned.items() if not parameter.grad.any()] == []
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == set(tuned) == set(tuned_names(model))
+    assert changed == set(tuned)
+    constants = {name for name in before if name.endswith(("soma.a_start", "soma.b_start"))}
+    assert set(tuned_names(model)) == changed | constants
+    assert bool(constants) == (method == "soma")
 
 
 @every_method
@@ -167,7 +176,7 @@ def test_the_frozen_modules_are_deterministic_in_training(method, family):
     assert {module.training for module in modules} == {method == "full"}
 
 
-@every_peer
+@pytest.mark.parametrize("method", [method for method in PEERS if "dropout" in METHODS[method].settings])
 def test_the_dropout_of_a_method_is_active_only_in_training(method):
     model, x = perturbed(applied(method, dropout=0.5)), images()
     with torch.no_grad():
@@ -379,6 +388,102 @@ def test_dora_is_lora_with_learnable_norms_of_the_updated_rows(dtype):
     assert all(parameter.grad.any() for parameter in tuned.values())
 
 
+@pytest.mark.parametrize("family", ["vit", "eva02", "dinov3", "beit", "sam", "vit with parallel blocks"])
+def test_soma_trains_the_smallest_singular_components_of_every_matrix(family):
+    bare = build(family).double()
+    model, x = methods.apply("soma", copy.deepcopy(bare), rank=3, blocks=[1, 3]), images().double()
+    start = {path: layer for path, layer in copy.deepcopy(model).named_modules() if hasattr(layer, "soma")}
+    perturbed(model)
+    by_hand = copy.deepcopy(bare)
+    with torch.no_grad():
+        for path, layer in start.items():
+            base = by_hand.get_submodule(path)
+            parts = base.weight.chunk(3) if path.endswith(".qkv") else [base.weight]
+            new = []
+            trained = model.get_submodule(path).soma
+            for part, weight in enumerate(parts):
+                u, s, v = torch.linalg.svd(weight)
+                order = s.argsort()[:3]
+                minor = u[:, order] @ torch.diag(s[order]) @ v[order]
+                a, b = layer.soma.a[part], layer.soma.b[part]
+                torch.testing.assert_close(b @ a, minor)
+                # both factors have the square roots of the singular values
+                torch.testing.assert_close(a.norm(dim=1).square().sort().values, s[order].sort().values)
+                torch.testing.assert_close(b.norm(dim=0), a.norm(dim=1))
+                new.append(weight - minor + trained.b[part] @ trained.a[part])
+            base.weight.copy_(torch.cat(new))
+        torch.testing.assert_close(model.forward_features(x), by_hand.forward_features(x), rtol=1e-10, atol=1e-10)
+        assert not torch.allclose(model.forward_features(x), bare.forward_features(x), atol=1e-2)
+    adapted = {path.rpartition(".")[2] for path in start}
+    separate = {"q_proj", "k_proj", "v_proj", "proj", "fc1_g", "fc1_x", "fc2"}
+    assert adapted == (separate if family == "eva02" else {"qkv", "proj", "fc1", "fc2"})
+    assert {re.search(r"blocks\.(\d+)", path)[1] for path in start} == {"1", "3"}
+
+
+def test_soma_adapts_the_last_two_thirds_of_the_blocks():
+    with torch.device("meta"):
+        model = methods.apply("soma", timm.create_model("vit_large_patch14_dinov2", num_classes=0))
+    assert {int(name.split(".")[1]) for name in tuned_parameters(model)} == set(range(8, 24))
+    assert sum(p.numel() for p in model.blocks[8].parameters() if p.requires_grad) == 294_912
+
+
+def test_soma_restores_a_state_on_a_machine_whose_svd_gives_other_factors(monkeypatch):
+    bare, x = build("vit"), images()
+    model = perturbed(methods.apply("soma", copy.deepcopy(bare), rank=2))
+    svd = torch.linalg.svd
+
+    def other_svd(matrix, full_matrices):
+        u, s, v = svd(matrix, full_matrices=full_matrices)
+        return -u, s * 1.001, -v
+
+    monkeypatch.setattr(torch.linalg, "svd", other_svd)
+    other, state = methods.apply("soma", copy.deepcopy(bare), rank=2), model.state_dict()
+    frozen = [name for name in state if name not in tuned_names(model)]
+    assert all(torch.equal(other.state_dict()[name], state[name]) for name in frozen)
+    other.load_state_dict({name: state[name] for name in tuned_names(model)}, strict=False)
+    with torch.no_grad():
+        assert torch.equal(other(x), model(x))
+
+
+def test_soma_refuses_a_rank_above_the_number_of_components():
+    with pytest.raises(InputError, match=r"rank is 33, but blocks\.1\.attn\.qkv has 32 singular components; expected at most"):
+        methods.apply("soma", build("vit"), rank=33)
+    with pytest.raises(InputError, match=r"soma: blocks is \[4\]; expected distinct block indices from 0 to 3"):
+        methods.apply("soma", build("vit"), blocks=[4])
+
+
+@pytest.mark.parametrize("family", ["vit with registers", "eva02", "dinov3", "beit", "sam"])
+@pytest.mark.parametrize(("method", "settings"), [("soma", {}), ("lora", {}), ("lora", {"dora": True})], ids=str)
+def test_a_merged_backbone_is_the_bare_model_with_the_outputs_of_the_tuned_one(method, settings, family):
+    bare, x = build(family), images()
+    model = methods.apply(method, copy.deepcopy(bare), **SMALL[method], **settings)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in tuned_parameters(model).values():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+        before = model.eval().forward_features(x)
+        assert not torch.allclose(before, bare.eval().forward_features(x), atol=1e-3)
+        assert methods.merge(model) is model
+        torch.testing.assert_close(model.forward_features(x), before, rtol=0, atol=1e-6 * before.abs().max().item())
+    kinds = {name: type(module) for name, module in bare.named_modules()}
+    assert {name: type(module) for name, module in model.named_modules()} == kinds
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {
+        name: tensor.shape for name, tensor in bare.state_dict().items()
+    }
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in bare.named_parameters()]
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    bare.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(bare.forward_features(x), model.forward_features(x))
+    methods.apply("rein", model)  # it counts as a bare backbone
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in MERGED])
+def test_merging_another_method_is_an_error_that_names_those_that_can_be_merged(method):
+    with pytest.raises(InputError, match="this VisionTransformer has nothing to merge; .* by lora or soma. Use it as it is"):
+        methods.merge(applied(method))
+
+
 @pytest.mark.parametrize("family", ["vit", "vit with registers", "eva02", "dinov3"])
 def test_vpt_inserts_prompts_before_the_patches_and_drops_their_outputs_in_every_block(family):
     bare = build(family).eval()
@@ -487,8 +592,8 @@ def test_rein_in_some_blocks_of_a_staged_backbone_saves_and_restores_its_state()
         assert torch.equal(other(x), model(x))
 
 
-def test_only_the_rein_methods_have_the_setting_blocks():
-    assert {name for name, method in METHODS.items() if "blocks" in method.settings} == {n for n in METHODS if "rein" in n}
+def test_only_rein_and_soma_have_the_setting_blocks():
+    assert {n for n, method in METHODS.items() if "blocks" in method.settings} == {n for n in METHODS if "rein" in n} | {"soma"}
     assert METHODS["rein"].settings["blocks"] is None
 
 

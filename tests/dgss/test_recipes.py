@@ -80,7 +80,7 @@ def covered(config):
     model, data = config["model"], config["data"]
     parts = [part for part in (*TOYS, *STAGED, POCKET) if part in model["backbone"]]
     return {
-        ("method", model["method"]),
+        ("method", model["method"], bool((model.get("method_settings") or {}).get("dora"))),
         ("head", model.get("head", "Mask2FormerHead")),
         *(("backbone", part) for part in parts),
         *((role, json.dumps(data.get(role))) for role in ("sources", "targets", "validation")),
@@ -343,6 +343,8 @@ def test_the_recipes_cover_the_papers_tables():
         ("gtav-dinov2-l-rein-rank64", 4_284_929),
         ("gtav-dinov2-l-rein-tokens200", 3_028_481),
         ("gtav-dinov2-l-lora", 786_432),
+        ("gtav-dinov2-l-dora", 786_432 + 24 * 2 * 1024),
+        ("gtav-dinov2-l-soma", 4_718_592),
         ("gtav-dinov2-l-vpt", 3_686_400),
         ("gtav-eva02-l-adaptformer", 3_171_840),
         ("gtav-dinov2-l-freeze", 0),
@@ -354,6 +356,44 @@ def test_a_recipe_trains_as_many_parameters_as_published(name, count):
         backbone = catalogue.build_on_meta(model["backbone"])
         methods.apply(model["method"], backbone, **(model.get("method_settings") or {}))
     assert sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad) == count
+
+
+SCHEDULE = {"final_weight_decay": 1e-5, "ema": 0.9998, "ema_from": 12_000}
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [
+        ("gtav-dinov2-l-soma", SCHEDULE),
+        ("gtav-synthia-dinov2-l-soma", {"final_weight_decay": 1e-5}),
+        ("gtav-synthia-urbansyn-dinov2-l-soma", {"final_weight_decay": 1e-5}),
+        ("cityscapes-dinov2-l-soma", {**SCHEDULE, "ema_from": 20_000, "warmup_steps": 1500, "warmup_factor": 0.01}),
+        (
+            "cityscapes-acdc-1024-dinov2-l-soma",
+            {**SCHEDULE, "ema_from": 20_000, "warmup_steps": 10_000, "warmup_factor": 1e-6, "lr": 6e-5},
+        ),
+    ],
+)
+def test_the_recipes_of_soma_have_its_published_settings(name, schedule):
+    model = CONFIGS[name]["model"]
+    defaults = {"method_settings": None, "lr": None, "weight_decay": None, "head": None}  # as in Rein's recipes
+    expected = {**defaults, "method": "soma", "adapter_factor": 0.5, **schedule}
+    settings = {*expected, "ema", "ema_from", "warmup_steps", "warmup_factor", "final_weight_decay"}
+    assert {key: model.get(key) for key in settings} == {key: expected.get(key) for key in settings}
+    assert CONFIGS[name]["data"].get("batch_size", 4) == (8 if name.startswith("cityscapes") else 4)
+    assert methods.METHODS["soma"].settings == {"rank": 16, "blocks": None}
+
+
+@pytest.mark.parametrize("method", ["rein", "lora", "dora"])
+def test_a_method_with_somas_schedule_differs_in_the_schedule_only(method):
+    plain, scheduled = (json.loads(json.dumps(CONFIGS[f"gtav-dinov2-l-{method}{end}"])) for end in ("", "-soma-schedule"))
+    assert scheduled["model"] == {**plain["model"], **SCHEDULE}
+    assert {**scheduled["data"], **scheduled["trainer"]} == {**plain["data"], **plain["trainer"]}
+    soma = CONFIGS["gtav-dinov2-l-soma"]
+    assert CONFIGS["gtav-dinov2-l-soma-rein-schedule"]["model"] == {
+        key: value for key, value in soma["model"].items() if key not in SCHEDULE
+    }
+    assert scheduled["data"] == soma["data"]
 
 
 def test_the_recipes_for_generated_streets_differ_in_the_method_only():
@@ -420,7 +460,7 @@ def test_bases_have_names_of_their_own_and_all_are_used():
     files = [*recipes.BASES.glob("*.yaml"), *(recipe.path for recipe in RECIPES)]
     assert all(path.read_text().startswith("# ") for path in files)
     used = {name for path in files for name in yaml.safe_load(path.read_text()).get("bases", [])}
-    assert used == bases
+    assert bases <= used <= bases | CONFIGS.keys()
 
 
 @pytest.fixture

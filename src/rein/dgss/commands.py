@@ -7,6 +7,7 @@ run has one folder, `--out`: configuration, logs, checkpoints, results and pictu
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import lightning
+import safetensors.torch
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -27,7 +29,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 import rein
 from rein import pytorch_files
-from rein.dgss import recipes
+from rein.checkpoint import replace_file
+from rein.dgss import methods, recipes
 from rein.dgss.data.datamodule import DomainData
 from rein.dgss.data.submissions import check_space, write_zip
 from rein.dgss.evaluation.callbacks import EvaluationReport, PredictionWriter, ValidationPictures
@@ -292,7 +295,7 @@ class ReinCLI(LightningCLI):
             raise InputError(f"{self.out} holds a run already. Resume it with --ckpt_path last, or choose another --out.")
 
     def after_fit(self) -> None:
-        """Export adapter and head as small files."""
+        """Export adapter and head as small files, and a backbone into which the method's part is merged."""
         if self._get(self.config, "trainer").get("fast_dev_run"):
             return
         model: Any = self.model
@@ -304,10 +307,18 @@ class ReinCLI(LightningCLI):
                     "last, or validate: see trainer.limit_val_batches and trainer.val_check_interval."
                 )
             model.restore(pytorch_files.load(best))
-        backbone = model.segmenter.backbone
-        if model.method == "freeze" or is_wrapped(backbone):
+        segmenter, backbone = model.segmenter, model.segmenter.backbone
+        sharded = any(hasattr(parameter, "full_tensor") for parameter in backbone.parameters())
+        merges = methods.find(model.method).merge is not None and not sharded
+        if model.method == "freeze" or is_wrapped(backbone) or merges:
             with model.averaged():
-                model.segmenter.save(self.out / "segmenter.safetensors")
+                if merges:
+                    backbone = methods.merge(copy.deepcopy(backbone))
+                    segmenter = rein.Segmenter(backbone, segmenter.head, segmenter.indices)
+                    state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
+                    if self.trainer.is_global_zero:
+                        replace_file(self.out / "backbone.safetensors", safetensors.torch.save(state))
+                segmenter.save(self.out / "segmenter.safetensors")
                 if is_wrapped(backbone):
                     rein.save(backbone, self.out / "adapter.safetensors")
             if not self.quiet:

@@ -118,7 +118,7 @@ class Head(nn.Module):
             queries: as in `forward`.
 
         Returns:
-            A scalar; zero, with zero gradients, if every label is 255.
+            A scalar; zero, with zero gradients, if every label is 255 (`Mask2FormerHead`: then its queries are "no object").
         """
         logits = F.interpolate(self(maps, queries).float(), labels.shape[-2:], mode="bilinear", align_corners=False)
         loss: Tensor = self.pixel_loss(logits, labels.long())

@@ -129,9 +129,7 @@ class Mask2FormerHead(Head):
         self.level_embed = nn.Embedding(_NUM_LEVELS, channels)
         self.class_predictor = nn.Linear(channels, num_classes + 1)
         self.query_features: nn.Module = nn.Linear(channels, channels)
-        self.criterion = library.Mask2FormerLoss(
-            config, {"loss_cross_entropy": weights[0], "loss_mask": weights[1], "loss_dice": weights[2]}
-        )
+        self.criterion = library.Mask2FormerLoss(config, {})  # its terms are weighted in `_loss_terms`
         # a constant that follows from the settings: keep it out of the files
         weights_of_classes = self.criterion.empty_weight.detach().clone()
         if self.pixel_loss.class_weights is not None:
@@ -263,38 +261,41 @@ class Mask2FormerHead(Head):
     def loss(self, maps: Sequence[Tensor], labels: Tensor, queries: Tensor | None = None) -> Tensor:
         """Compute the set-prediction loss, summed over the predictions of all decoder layers (deep supervision).
 
-        Each class that an image contains is one target mask.
+        Each class that an image contains is one target mask. As in the authors' code, an image with only 255 takes part: its queries
+        are "no object" in the classification, and it counts as one mask in the mean over the masks.
 
         Args:
             maps: as in `forward`.
-            labels: (B, H, W), integers below K; 255 marks pixels of no mask. Images with only 255 are ignored.
+            labels: (B, H, W), integers below K; 255 marks pixels of no mask.
             queries: as in `forward`.
 
         Returns:
-            A scalar; zero, with zero gradients, if every label is 255.
+            A scalar; zero, with zero gradients, if every label is 255 and `no_object_weight` is 0.
+        """
+        return torch.stack(list(self._loss_terms(maps, labels, queries).values())).sum()
+
+    def _loss_terms(self, maps: Sequence[Tensor], labels: Tensor, queries: Tensor | None) -> dict[str, Tensor]:
+        """The weighted terms of the loss: `loss_cross_entropy`, `loss_mask` and `loss_dice` of the last prediction, and the same
+        with the suffix `_i` for prediction i of `_decode`.
         """
         # the library samples points and matches masks in float32
         predictions = [(classes.float(), masks.float()) for classes, masks in self._decode(maps, queries)]
         self.criterion.empty_weight = self.criterion.empty_weight.float()
         present = [each.unique() for each in labels]
         present = [classes[classes != IGNORE_LABEL].long() for classes in present]
-        labelled = [image for image, classes in enumerate(present) if len(classes)]
-        if not labelled:
-            return sum(((c.sum() + m.sum()) * 0 for c, m in predictions), labels.new_zeros((), dtype=torch.float32))
-        targets = [(labels[image] == present[image][:, None, None]).float() for image in labelled]
+        if self.settings["no_object_weight"] == 0 and not any(map(len, present)):  # the weighted mean of weights that are all 0
+            return {"none": sum(((c.sum() + m.sum()) * 0 for c, m in predictions), labels.new_zeros((), dtype=torch.float32))}
+        targets = [(image == classes[:, None, None]).float() for image, classes in zip(labels, present, strict=True)]
         with torch.autocast(labels.device.type, enabled=False):  # matching needs float32
-            *earlier, (classes, masks) = [(c[labelled], m[labelled]) for c, m in predictions]
-            losses = self.criterion(
-                masks,
-                classes,
-                targets,
-                [present[image] for image in labelled],
-                [{"masks_queries_logits": m, "class_queries_logits": c} for c, m in earlier],
+            *earlier, (classes, masks) = predictions
+            losses: dict[str, Tensor] = self.criterion(
+                masks, classes, targets, present, [{"masks_queries_logits": m, "class_queries_logits": c} for c, m in earlier]
             )
-        total = predictions[0][0].new_zeros(())
-        for name, loss in losses.items():
-            total = total + next(w for key, w in self.criterion.weight_dict.items() if name.startswith(key)) * loss
-        return total
+        # the library divides the mask terms by the number of masks; in the authors' code an image without labels counts as one
+        masks_share = sum(map(len, present)) / sum(max(len(each), 1) for each in present)
+        class_weight, mask_weight, dice_weight = self.settings["weights"]
+        weights = {"cross_entropy": class_weight, "mask": mask_weight * masks_share, "dice": dice_weight * masks_share}
+        return {name: next(w for key, w in weights.items() if key in name) * loss for name, loss in losses.items()}
 
 
 def _initial_offsets(heads: int, levels: int, points: int) -> Tensor:

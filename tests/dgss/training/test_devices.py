@@ -46,7 +46,7 @@ def configuration(data, out, **model):
     }
 
 
-@pytest.mark.parametrize("method", ["rein", "full"])
+@pytest.mark.parametrize("method", ["rein", "full", "soma"])
 def test_data_parallel_training_and_evaluation_need_no_settings(tmp_path, method):
     """A linear head uses no queries, and full fine-tuning no final norm; DDP still finds a gradient for every parameter."""
     data = make_folder(tmp_path / "data", count=5)
@@ -102,7 +102,7 @@ def run_sharded(rank, method, port, folder):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("method", ["rein", "full"])
+@pytest.mark.parametrize("method", ["rein", "full", "soma"])
 def test_weights_sharded_by_fsdp_give_the_same_loss_gradients_and_predictions(tmp_path, method, unused_tcp_port):
     processes.spawn(run_sharded, (method, unused_tcp_port, str(tmp_path)), nprocs=2)
     got = torch.load(tmp_path / "rank0.pt", weights_only=True)

@@ -8,7 +8,7 @@ import rein
 from rein.dgss import methods
 from rein.dgss.data.transforms import Normalize
 from rein.dgss.training.experiment import Experiment
-from rein.dgss.training.optimization import Optimization
+from rein.dgss.training.optimization import Optimization, anneal_weight_decay, make_optimizer, update_average
 from rein.dgss.training.task import SegmentationTask
 from rein.errors import InputError
 
@@ -75,6 +75,62 @@ def test_a_warm_up_out_of_range_is_refused():
         Optimization(warmup_steps=-1)
     with pytest.raises(InputError, match="warmup_factor is 0.0"):
         Optimization(warmup_factor=0.0)
+
+
+def test_the_weight_decay_is_annealed_by_a_cosine_where_there_is_one():
+    settings = Optimization(weight_decay=0.05, final_weight_decay=1e-5)
+    values = {
+        0: 0.05,
+        10_000: 0.04267914,
+        20_000: 0.025005,
+        30_000: 0.00733087,
+        39_999: 1.0000077e-5,
+    }  # cos 0, 45, 90, 135, 180 degrees
+    for step, value in values.items():
+        assert settings.weight_decay_at(step, 40_000) == pytest.approx(value, abs=1e-8)
+    model = segmenter(wrap=True)
+    optimizer = make_optimizer(model, settings, (), steps=100)["optimizer"]
+    decays = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for step, value in ((0, 0.05), (50, 0.025005), (25, 0.04267914)):
+        anneal_weight_decay(optimizer, settings, step, 100)
+        assert decays[id(model.head.classifier.weight)]["weight_decay"] == pytest.approx(value, abs=1e-8)
+        assert decays[id(model.backbone.rein.tokens_a)]["weight_decay"] == 0
+    anneal_weight_decay(optimizer, Optimization(weight_decay=0.03), 7, 100)  # constant
+    assert decays[id(model.head.classifier.weight)]["weight_decay"] == pytest.approx(0.04267914, abs=1e-7)
+
+
+def test_the_average_starts_as_the_weights_of_its_first_step_and_then_follows_them():
+    settings, average = Optimization(ema=0.9998, ema_from=3), {}
+    expected = None
+    for step in range(1, 8):
+        weights = {"w": torch.tensor([float(step), -1.0])}
+        update_average(average, weights, settings, step)
+        if step < 3:
+            assert average == {}
+        elif step == 3:
+            expected = weights["w"].double()
+        else:
+            expected = (1 - 2e-4) * expected + 2e-4 * weights["w"].double()  # OpenMMLab's momentum
+        if expected is not None:
+            torch.testing.assert_close(average["w"].double(), expected, rtol=1e-6, atol=0)
+    from_start = {}
+    update_average(from_start, weights, Optimization(ema=0.9), 0)
+    assert torch.equal(from_start["w"], weights["w"])
+    assert from_start["w"] is not weights["w"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ema_from": 5}, "ema_from is 5 and ema is None; expected at least 0 steps, and a decay if they are more. Set ema"),
+        ({"ema": 0.9, "ema_from": -1}, "ema_from is -1 and ema is 0.9; expected at least 0"),
+        ({"final_weight_decay": 0.1}, "final_weight_decay is 0.1; expected 0 to weight_decay, 0.05. Lower it"),
+        ({"final_weight_decay": -1e-5}, "final_weight_decay is -1e-05; expected 0 to"),
+    ],
+)
+def test_schedules_that_cannot_be_followed_are_an_error(settings, message):
+    with pytest.raises(InputError, match=message):
+        Optimization(**settings)
 
 
 def test_what_a_method_adds_can_have_a_rate_of_its_own():

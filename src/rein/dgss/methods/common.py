@@ -1,7 +1,8 @@
-"""What LoRA, VPT and AdaptFormer share: the blocks that they adapt, the dtype of new parameters, and checks of settings."""
+"""What the methods share: the blocks and projections that they adapt, the dtype of new parameters, and checks of settings."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +28,51 @@ def token_blocks(backbone: nn.Module, method: str) -> list[BlockInfo]:
                 "one tensor of tokens. Choose another backbone or method."
             )
     return infos
+
+
+def attentions(block: nn.Module, method: str) -> Iterator[tuple[str, Any]]:
+    """The modules of a block that contain projections to q, k and v, with their paths in the block.
+
+    Raises:
+        UnsupportedBackboneError: a fused projection does not consist of three equal parts, q, k and v.
+    """
+    for path, module in block.named_modules():
+        fused, *separate = (getattr(module, name, None) for name in ("qkv", "q_proj", "k_proj", "v_proj"))
+        if isinstance(fused, nn.Linear):
+            proj = getattr(module, "proj", None)
+            width = proj.in_features if isinstance(proj, nn.Linear) else None
+            if fused.out_features != 3 * (width or 0) or getattr(module, "head_first", False):
+                raise UnsupportedBackboneError(
+                    f"the {fused.out_features} outputs of {path}.qkv in a {type(module).__name__} of width {width} are not three "
+                    f"equal parts; {method} expects the parts q, k and v, or layers q_proj, k_proj and v_proj. "
+                    "Choose another backbone or method."
+                )
+            yield path, module
+        elif all(isinstance(layer, nn.Linear) for layer in separate):
+            yield path, module
+
+
+def block_paths(method: str, backbone: nn.Module, indices: Sequence[int] | None) -> list[str]:
+    """The paths of the blocks with these indices, in the order in which the blocks run; of all blocks for None.
+
+    Raises:
+        InputError: the indices are not distinct, or there are no such blocks.
+    """
+    paths = list(dict.fromkeys(info.path for info in backbones.find_blocks(backbone)))
+    if indices is None:
+        return paths
+    count = len(paths)
+    valid = isinstance(indices, Sequence) and not isinstance(indices, str) and len(indices) > 0
+    valid = valid and all(type(index) is int and 0 <= index < count for index in indices) and len(set(indices)) == len(indices)
+    expected = f"distinct block indices from 0 to {count - 1}, since {backbones.architecture(backbone)} has {count} blocks"
+    check_setting(method, "blocks", indices, valid, expected)
+    return [paths[index] for index in sorted(indices)]
+
+
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Replace the submodule of `model` at `path`."""
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
 
 
 def adapter_dtype(backbone: nn.Module) -> torch.dtype:

@@ -8,14 +8,22 @@ so that each projection can be tuned alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rein import backbones
-from rein.dgss.methods.common import adapter_dtype, check_count, check_number, check_setting, token_blocks
+from rein.dgss.methods.common import (
+    adapter_dtype,
+    attentions,
+    check_count,
+    check_number,
+    check_setting,
+    replace_module,
+    token_blocks,
+)
 from rein.dgss.methods.dry_run import dry_run
 from rein.dgss.methods.frozen import FrozenModules
 from rein.errors import UnsupportedBackboneError
@@ -37,6 +45,7 @@ class SplitProjection(nn.Module):
 
     def __init__(self, fused: nn.Linear, biases: Sequence[Tensor | None] | None = None) -> None:
         super().__init__()
+        self.outside = biases is not None
         weights = fused.weight.detach().chunk(3)
         biases = biases if biases is not None else [None] * 3 if fused.bias is None else fused.bias.detach().chunk(3)
         layers = [_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
@@ -45,6 +54,12 @@ class SplitProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., q + k + v)."""
         return torch.cat((self.q(x), self.k(x), self.v(x)), -1)
+
+    def fused(self) -> nn.Linear:
+        """One layer again, without the biases that the attention stores."""
+        layers = (self.q, self.k, self.v)
+        bias = None if self.outside or self.q.bias is None else torch.cat([layer.bias for layer in layers])
+        return _linear(torch.cat([layer.weight for layer in layers]), bias)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -82,7 +97,7 @@ def inject(
     peft = require("peft", EXTRA)
     paths = [info.path for info in token_blocks(backbone, "lora")]
     for path in dict.fromkeys(paths):
-        if not any(_attentions(backbone.get_submodule(path))):
+        if not any(attentions(backbone.get_submodule(path), "lora")):
             raise UnsupportedBackboneError(
                 f"block {path!r} of {backbones.architecture(backbone)} has no attention projection; lora expects linear layers qkv, "
                 "or q_proj, k_proj and v_proj. Choose another backbone or method."
@@ -108,24 +123,6 @@ def inject(
     FrozenModules(backbone, modules).attach()
 
 
-def _attentions(block: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The modules of a block that contain projections to q, k and v, with their paths in the block."""
-    for path, module in block.named_modules():
-        fused, *separate = (getattr(module, name, None) for name in ("qkv", "q_proj", "k_proj", "v_proj"))
-        if isinstance(fused, nn.Linear):
-            proj = getattr(module, "proj", None)
-            width = proj.in_features if isinstance(proj, nn.Linear) else None
-            if fused.out_features != 3 * (width or 0) or getattr(module, "head_first", False):
-                raise UnsupportedBackboneError(
-                    f"the {fused.out_features} outputs of {path}.qkv in a {type(module).__name__} of width {width} are not three "
-                    "equal parts; lora expects the parts q, k and v, or layers q_proj, k_proj and v_proj. "
-                    "Choose another backbone or method."
-                )
-            yield path, module
-        elif all(isinstance(layer, nn.Linear) for layer in separate):
-            yield path, module
-
-
 def _split(backbone: nn.Module, paths: list[str]) -> dict[str, list[str]]:
     """Split every fused projection.
 
@@ -134,7 +131,7 @@ def _split(backbone: nn.Module, paths: list[str]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for path in dict.fromkeys(paths):
-        for inner, attention in list(_attentions(backbone.get_submodule(path))):
+        for inner, attention in list(attentions(backbone.get_submodule(path), "lora")):
             parent = f"{path}.{inner}" if inner else path
             if not isinstance(getattr(attention, "qkv", None), nn.Linear):
                 found[parent] = ["q_proj", "k_proj", "v_proj"]
@@ -147,3 +144,22 @@ def _split(backbone: nn.Module, paths: list[str]) -> dict[str, list[str]]:
             attention.qkv = SplitProjection(attention.qkv, biases)
             found[f"{parent}.qkv"] = ["q", "k", "v"]
     return found
+
+
+@torch.no_grad()
+def merge(backbone: nn.Module) -> bool:
+    """Add the updates to the frozen weights and undo `inject`; returns whether there were any."""
+    adapted = {path: layer for path, layer in backbone.named_modules() if hasattr(layer, "lora_A")}
+    for path, layer in adapted.items():
+        peft_layer: Any = layer
+        peft_layer.merge(safe_merge=True)
+        replace_module(backbone, path, peft_layer.get_base_layer())
+    for path, split in list(backbone.named_modules()):
+        if isinstance(split, SplitProjection):
+            if split.outside:
+                attention: Any = backbone.get_submodule(path.rpartition(".")[0])
+                attention.q_bias, attention.v_bias = split.q.bias, split.v.bias
+            replace_module(backbone, path, split.fused())
+    if adapted:
+        backbone.__dict__.pop("peft_config", None)
+    return bool(adapted)

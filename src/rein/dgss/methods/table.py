@@ -1,4 +1,4 @@
-"""The table of methods, `METHODS`, and `apply`. To add a method, add an entry to the table."""
+"""The table of methods, `METHODS`, with `apply` and `merge`. To add a method, add an entry to the table."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from rein import backbones
 from rein.config import ReinConfig
-from rein.dgss.methods import adaptformer, lora, vpt
-from rein.dgss.methods.common import check_setting
+from rein.dgss.methods import adaptformer, lora, soma, vpt
+from rein.dgss.methods.common import block_paths
 from rein.dgss.methods.frozen import FROZEN, FrozenModules
 from rein.errors import InputError, WrapError
 from rein.injection import is_wrapped, wrap
@@ -33,6 +32,8 @@ class Method:
         apply: changes a bare backbone in place; takes the settings as keyword arguments.
         settings: default values of the settings, by name.
         backbone_factor: factor of the learning rate of the backbone's own weights, if they train.
+        merge: adds what the method trained to the backbone's weights and removes its modules, in place; returns whether there was
+            anything. None if the method cannot be merged.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Method:
     apply: Callable[..., None]
     settings: Mapping[str, Any]
     backbone_factor: float = 1.0
+    merge: Callable[[nn.Module], bool] | None = None
 
 
 def find(method: str) -> Method:
@@ -96,6 +98,31 @@ def apply(method: str, backbone: Model, **settings: Any) -> Model:
     return backbone
 
 
+def merge(backbone: Model) -> Model:
+    """Merge what a method has trained into the backbone's weights, in place, for inference at the bare backbone's cost.
+
+    The outputs stay equal up to rounding. Afterwards the backbone has exactly the modules and parameters of the bare one, all frozen.
+
+    Args:
+        backbone: a backbone to which a method was applied that can be merged (`METHODS[method].merge`).
+
+    Returns:
+        `backbone` itself.
+
+    Raises:
+        InputError: it has no method, or one that cannot be merged.
+    """
+    mergeable = {name: method.merge for name, method in METHODS.items() if method.merge is not None}
+    merged = [name for name, function in mergeable.items() if function(backbone)]
+    if not merged:
+        raise InputError(
+            f"this {type(backbone).__name__} has nothing to merge; expected a backbone tuned by {' or '.join(mergeable)}. Use it as "
+            "it is."
+        )
+    delattr(backbone, FROZEN)
+    return backbone.requires_grad_(False)
+
+
 def _full(backbone: nn.Module) -> None:
     backbone.requires_grad_(True)
 
@@ -108,18 +135,7 @@ def _freeze(backbone: nn.Module) -> None:
 
 def _rein(preset: str, backbone: nn.Module, *, blocks: Sequence[int] | None = None, **fields: Any) -> None:
     config = replace(ReinConfig.preset(preset), **fields)
-    wrap(backbone, config, blocks=None if blocks is None else _block_paths(backbone, blocks))
-
-
-def _block_paths(backbone: nn.Module, indices: Sequence[int]) -> list[str]:
-    """The paths of the blocks with these indices, in the order in which the blocks run."""
-    paths = list(dict.fromkeys(info.path for info in backbones.find_blocks(backbone)))
-    count = len(paths)
-    valid = isinstance(indices, Sequence) and not isinstance(indices, str) and len(indices) > 0
-    valid = valid and all(type(index) is int and 0 <= index < count for index in indices) and len(set(indices)) == len(indices)
-    expected = f"distinct block indices from 0 to {count - 1}, since {backbones.architecture(backbone)} has {count} blocks"
-    check_setting("rein", "blocks", indices, valid, expected)
-    return [paths[index] for index in sorted(indices)]
+    wrap(backbone, config, blocks=None if blocks is None else block_paths("rein", backbone, blocks))
 
 
 def _rein_settings(preset: str) -> dict[str, Any]:
@@ -150,6 +166,15 @@ _TABLE = [
         "Hu et al., ICLR 2022, arXiv 2106.09685",
         lora.inject,
         _keyword_only(lora.inject),
+        merge=lora.merge,
+    ),
+    Method(
+        "soma",
+        "the minor singular components of the linear layers in the last two thirds of the blocks",
+        "Yun et al., CVPR 2025, arXiv 2412.04077",
+        soma.inject,
+        _keyword_only(soma.inject),
+        merge=soma.merge,
     ),
     Method(
         "vpt",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,8 @@ class Experiment(SegmentationTask):
             resampled the authors' way, by plain bicubic interpolation; others timm's way.
         img_size: side in pixels of the images for which the backbone is built; null means timm's own, and any size where its class
             allows it.
-        method: full, freeze, rein, rein-core, rein-link, rein-share, rein-lowrank, lora, vpt or adaptformer.
+        method: full, freeze, rein, rein-core, rein-link, rein-share, rein-lowrank, lora (DoRA with `dora: true`), soma, vpt or
+            adaptformer.
         method_settings: settings of the method, such as `num_tokens: 50` for rein.
         head: class of `rein.heads`.
         head_settings: arguments of the head besides feature maps and classes, such as `loss: dice` or `class_weights: [1, 5]`.
@@ -43,10 +43,12 @@ class Experiment(SegmentationTask):
         lr: learning rate of head and adapter; of the head alone if adapter_factor is not 1.
         adapter_factor: learning rate of what the method adds to the backbone, as a multiple of lr.
         weight_decay: weight decay of AdamW.
+        final_weight_decay: weight decay at the end of the run, to which it is annealed by a cosine; null keeps it constant.
         power: exponent of the polynomial decay of the learning rate.
         warmup_steps: number of steps over which the learning rates rise linearly before they decay.
         warmup_factor: learning rates of the first of these steps, as a multiple of the full ones.
-        ema: decay of a moving average of the weights, which is then evaluated and kept.
+        ema: decay of a moving average of the weights, which is then evaluated and kept; 0.9998 is OpenMMLab's (momentum 2e-4).
+        ema_from: number of steps after which the average starts, from the weights of that step.
         window: side of the sliding windows in evaluation, in pixels; null predicts whole images.
         stride: distance between windows in pixels; null means two thirds of the window, 341 for 512.
         imagenet_normalization: use ImageNet's mean and deviation, as the authors do, instead of the backbone's own.
@@ -86,14 +88,23 @@ class Experiment(SegmentationTask):
         gradient_checkpointing: bool = False,
         seed: int = 0,
         backbone_factor: float | None = None,
+        final_weight_decay: float | None = None,
+        ema_from: int = 0,
     ) -> None:
         check_num_classes(num_classes)  # before the weights are loaded
         chosen = methods.find(method)
         optimization = Optimization(
-            lr, weight_decay, power, chosen.backbone_factor, ema, adapter_factor, warmup_steps, warmup_factor
+            lr=lr,
+            weight_decay=weight_decay,
+            power=power,
+            backbone_factor=chosen.backbone_factor if backbone_factor is None else backbone_factor,
+            ema=ema,
+            adapter_factor=adapter_factor,
+            warmup_steps=warmup_steps,
+            warmup_factor=warmup_factor,
+            final_weight_decay=final_weight_decay,
+            ema_from=ema_from,
         )
-        if backbone_factor is not None:
-            optimization = replace(optimization, backbone_factor=backbone_factor)
         torch.manual_seed(seed)
         model = make_backbone(
             backbone,

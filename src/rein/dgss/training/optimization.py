@@ -1,12 +1,18 @@
-"""AdamW with the authors' parameter groups, and the schedule of the learning rate: linear warm-up, then polynomial decay."""
+"""AdamW with the authors' parameter groups, and the schedules of a run.
+
+The learning rate rises linearly in the warm-up and then decays polynomially. The weight decay may be annealed, and the weights may be
+averaged.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from math import cos, pi
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rein.errors import InputError
 from rein.parameters import param_groups, split_by_rate
@@ -26,6 +32,8 @@ class Optimization:
         adapter_factor: learning rate of what a method adds to the backbone, as a multiple of `lr`.
         warmup_steps: number of steps over which the learning rates rise linearly, before the decay; 0 starts with the decay.
         warmup_factor: learning rates of the first step of the warm-up, as a multiple of the full ones.
+        final_weight_decay: weight decay at the end of the run, to which it is annealed by a cosine; None keeps it constant.
+        ema_from: number of steps after which the average starts, from the weights of that step. Before, the weights are evaluated.
 
     Raises:
         InputError: a value out of range.
@@ -39,6 +47,8 @@ class Optimization:
     adapter_factor: float = 1.0
     warmup_steps: int = 0
     warmup_factor: float = 1e-6
+    final_weight_decay: float | None = None
+    ema_from: int = 0
 
     def __post_init__(self) -> None:
         rates = (self.lr, self.backbone_factor, self.adapter_factor)
@@ -51,6 +61,23 @@ class Optimization:
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"ema is {self.ema}; it must lie between 0 and 1. 0.999 averages over about 1,000 steps.")
+        if self.ema_from < 0 or (self.ema_from > 0 and self.ema is None):
+            raise InputError(
+                f"ema_from is {self.ema_from} and ema is {self.ema}; expected at least 0 steps, and a decay if they are more. Set "
+                "ema (0.9998 is OpenMMLab's), or leave ema_from out."
+            )
+        if self.final_weight_decay is not None and not 0 <= self.final_weight_decay <= self.weight_decay:
+            raise InputError(
+                f"final_weight_decay is {self.final_weight_decay}; expected 0 to weight_decay, {self.weight_decay}. Lower it, or "
+                "leave it out for a constant decay."
+            )
+
+    def weight_decay_at(self, step: int, steps: int) -> float:
+        """The weight decay of a step, counted from 0, of a run of `steps`: (w - w_end) (1 + cos(pi step / steps)) / 2 + w_end."""
+        if self.final_weight_decay is None:
+            return self.weight_decay
+        annealed = (1 + cos(pi * min(step / steps, 1))) / 2
+        return self.final_weight_decay + (self.weight_decay - self.final_weight_decay) * annealed
 
 
 class WarmupPolynomialLR(torch.optim.lr_scheduler.LRScheduler):
@@ -105,3 +132,31 @@ def make_optimizer(
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
     schedule = WarmupPolynomialLR(optimizer, steps, settings.power, settings.warmup_steps, settings.warmup_factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def anneal_weight_decay(optimizer: torch.optim.Optimizer, settings: Optimization, step: int, steps: int) -> None:
+    """Set the weight decay of a step, counted from 0 and below `steps`, in the groups that have one; groups without stay without."""
+    for group in optimizer.param_groups:
+        if group["weight_decay"] > 0 and settings.final_weight_decay is not None:
+            group["weight_decay"] = settings.weight_decay_at(step, steps)
+
+
+@torch.no_grad()
+def update_average(average: dict[str, Tensor], weights: Mapping[str, Tensor], settings: Optimization, step: int) -> None:
+    """Update the moving average after a step, in place, as OpenMMLab does.
+
+    The average starts as the weights after step `ema_from`. Each later step makes it average + (1 - ema) (weights - average).
+
+    Args:
+        average: the average by name; empty before it starts.
+        weights: the weights by name.
+        settings: `ema`, and `ema_from`.
+        step: number of steps that are done, the weights' own included; 0 before the first.
+    """
+    if settings.ema is None or step < settings.ema_from:
+        return
+    for name, weight in weights.items():
+        if name in average:
+            average[name].lerp_(weight, 1 - settings.ema)
+        else:
+            average[name] = weight.detach().clone()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from math import isnan
 from typing import Any
 
@@ -21,7 +22,7 @@ from rein.dgss.data.pairs import Sample
 from rein.dgss.data.sampling import derived_seed
 from rein.dgss.evaluation.metrics import ConfusionMatrix
 from rein.dgss.methods import tuned_names
-from rein.dgss.training.optimization import Optimization, make_optimizer
+from rein.dgss.training.optimization import Optimization, anneal_weight_decay, make_optimizer, update_average
 from rein.errors import CheckpointError, DivergedError, InputError, one_line
 from rein.injection import ADAPTER
 from rein.segmenter import Segmenter
@@ -94,23 +95,24 @@ class SegmentationTask(lightning.LightningModule):
         # max_steps: the trainer's estimate would open the loaders before the checkpoint restores their position
         return make_optimizer(self.segmenter, self.optimization, self._backbone_parameters, self.trainer.max_steps)
 
-    def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
-        """Step, then update the moving average."""
-        super().optimizer_step(*arguments, **settings)
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *arguments: Any, **settings: Any) -> None:
+        """Step with the weight decay of this step, then update the moving average."""
+        anneal_weight_decay(optimizer, self.optimization, self.trainer.global_step, self.trainer.max_steps)
+        super().optimizer_step(epoch, batch_idx, optimizer, *arguments, **settings)
         self._source_miou = None
-        if self.optimization.ema is not None:
-            with torch.no_grad():
-                for name, parameter in self._trainable().items():
-                    self._average[name].lerp_(parameter, 1 - self.optimization.ema)
+        # global_step counts this step only when this method has returned
+        update_average(self._average, self._trainable(), self.optimization, self.trainer.global_step + 1)
 
     def on_fit_start(self) -> None:
-        """Start the moving average from the weights, unless a checkpoint has brought one."""
-        if self.optimization.ema is not None:
-            found, self._average = self._average, {}
-            for name, parameter in self._trainable().items():
-                self._average[name] = parameter.detach().clone()
-                if name in found:
-                    self._average[name].copy_(found[name])
+        """Start the moving average from that of a checkpoint, or from the weights if it does not start later."""
+        if self.optimization.ema is None:
+            return
+        found, self._average = self._average, {}
+        update_average(
+            self._average, self._trainable(), replace(self.optimization, ema_from=0) if found else self.optimization, 0
+        )
+        for name in self._average.keys() & found.keys():
+            self._average[name].copy_(found[name])
 
     def _trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.segmenter.named_parameters() if p.requires_grad}
