@@ -83,7 +83,7 @@ EXPERIMENT_COMMANDS = {
         "Evaluate a run on its target domains, print mIoU by domain and class, and write test/results.json and example "
         "pictures to the run's folder. Pass the run's configuration: rein test --config RUN/config.yaml.",
         (
-            *("config", "out", "ckpt_path", "data.root", "data.targets", "data.eval_edge", "data.limit", "data.workers"),
+            *("config", "out", "ckpt_path", "data.root", "data.targets", "data.protocol", "data.limit", "data.workers"),
             *("model.window", "model.stride", "trainer.devices", "trainer.precision"),
         ),
     ),
@@ -94,7 +94,7 @@ EXPERIMENT_COMMANDS = {
         "the colours of the classes. An image that cannot be read is named, and the exit code is then 1. Example: rein predict "
         "--config RUN/config.yaml --data.predict PHOTOS.",
         (
-            *("config", "data.predict", "out", "overwrite", "ckpt_path", "data.eval_edge", "data.workers"),
+            *("config", "data.predict", "out", "format", "overwrite", "ckpt_path", "data.eval_edge", "data.workers"),
             *("model.window", "model.stride", "trainer.devices", "trainer.precision"),
         ),
     ),

@@ -21,6 +21,7 @@ import rein
 from dgss.folders import CLASSES, make_folder
 from rein.cli import main
 from rein.dgss import commands
+from rein.dgss.data.protocols import PROTOCOLS
 from rein.dgss.training.backbone import make_backbone
 from rein.dgss.training.experiment import Experiment
 
@@ -183,6 +184,62 @@ def test_runs_are_compared_in_a_table_and_a_panel_for_each_domain(run, data, tmp
     capsys.readouterr()
     assert main(["compare", str(other), str(run), "--out", str(tmp_path / "no")]) == 2
     assert "were evaluated differently: eval_edge None and 24" in capsys.readouterr().err
+
+
+def test_a_test_prints_and_stores_its_protocol_and_runs_of_two_protocols_are_not_compared(run, data, tmp_path, capsys):
+    arguments = ["test", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints/last.ckpt")]
+    folders = []
+    for protocol in ("full-resolution", "rein"):
+        folders.append(tmp_path / protocol)
+        assert main([*arguments, "--out", str(folders[-1]), "--data.protocol", protocol]) == 0
+        said = capsys.readouterr().out.splitlines()
+        assert said[:3] == [
+            f"protocol {protocol}: {PROTOCOLS[protocol].summary}",
+            "  folder: image at its own size",
+            "  resized bilinear without antialias, 8 bits; predicted in windows of 32, stride 21; counted at the size of the label",
+        ]
+        stored = json.loads((folders[-1] / "test" / "results.json").read_text())["evaluation"]
+        assert stored["protocol"] == PROTOCOLS[protocol].describe()
+        assert (stored["window"], stored["stride"]) == (32, 21)
+    compare = ["compare", *map(str, folders), "--out", str(tmp_path / "no")]
+    assert main(compare) == 2
+    assert "were evaluated differently: protocol rein and full-resolution. Run rein test again" in capsys.readouterr().err
+    path = folders[0] / "test" / "results.json"
+    content = json.loads(path.read_text())
+    del content["evaluation"]["protocol"]  # as before there were protocols
+    path.write_text(json.dumps(content))
+    for order in (folders, folders[::-1]):
+        assert main(["compare", *map(str, order), "--out", str(tmp_path / "no")]) == 2
+        assert re.search("protocol (None and rein|rein and None)", capsys.readouterr().err)
+
+
+def test_runs_are_compared_whose_images_and_labels_differ_in_size(run, tmp_path, capsys):
+    arguments = ["test", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints/last.ckpt")]
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        assert main([*arguments, "--out", str(folder), "--data.eval_edge", "24"]) == 0
+        with Image.open(next((folder / "test/examples/dusk").glob("*-image.png"))) as picture:
+            assert picture.size == (48, 32)  # the label's
+    assert "  folder: image resized to a shortest edge of 24" in capsys.readouterr().out.splitlines()
+    assert main(["compare", *map(str, folders), "--out", str(tmp_path / "out")]) == 0
+
+
+def test_without_held_out_pairs_all_train_and_the_last_state_is_evaluated(data, tmp_path, capsys, caplog):
+    config = configuration(data, tmp_path / "out")
+    config["data"]["held_out"] = 0
+    path = write(tmp_path / "c.yaml", config)
+    assert main(["fit", "--config", path]) == 0
+    assert "source day: 6 of 6 pairs train" in caplog.messages
+    assert [file.name for file in (tmp_path / "out/checkpoints").iterdir()] == ["last.ckpt"]
+    assert main(["test", "--config", path]) == 0
+    content = json.loads((tmp_path / "out/test/results.json").read_text())
+    assert (content["checkpoint"], content["results"][0]["step"], content["results"][0]["source_miou"]) == ("last", 6, None)
+    capsys.readouterr()
+    assert main(["validate", "--config", path]) == 2
+    assert "so that there are no source validation pairs. Set one of them" in capsys.readouterr().err
+    assert main(["fit", "--config", path, "--state", "best", "--out", str(tmp_path / "best")]) == 2
+    assert "so that no state can be chosen. Set state: last, or hold out pairs" in capsys.readouterr().err
+    assert not (tmp_path / "best/checkpoints").exists()
 
 
 def test_the_best_state_can_be_exported_and_evaluated(data, tmp_path):

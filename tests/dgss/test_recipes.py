@@ -206,11 +206,11 @@ def fit(recipe, root, tmp_path, **data):
     config, out = CONFIGS[recipe], tmp_path / "out"
     toy = {
         "out": str(out),
-        "model": {**toy_settings(config), "window": 32},
+        "model": {**toy_settings(config), "window": 32, "stride": 21},
         "data": {
             "root": str(root),
             "crop": 32,
-            "held_out": len(config["data"]["sources"]),
+            "held_out": min(len(config["data"]["sources"]), config["data"].get("held_out", 100)),
             "batch_size": 1,
             "workers": 0,
             "eval_edge": 32,
@@ -293,6 +293,31 @@ def test_a_recipe_states_its_title_and_published_figures(recipe):
     assert set(domains) <= set(DATASETS)
 
 
+@pytest.mark.parametrize("recipe", [r for r in PAPER if "soma" not in r.name], ids=lambda recipe: recipe.name)
+def test_a_recipe_has_the_protocol_of_the_published_figures(recipe):
+    """SoMA's recipes have schedules of their own."""
+    config = CONFIGS[recipe.name]
+    model, data, trainer = config["model"], config["data"], config["trainer"]
+    assert data["held_out"] == 0
+    assert "state" not in config
+    assert "max_steps" not in trainer  # 40,000, as the default
+    assert "eval_edge" not in data
+    schedule = [model.get(key) for key in ("lr", "warmup_steps", "warmup_factor")]
+    setting = data["crop"], model["window"], model["stride"], data["protocol"], data.get("batch_size", 4), schedule
+    if "-1024-" in recipe.name or recipe.name.startswith("cityscapes-c-"):
+        assert setting == (1024, 1024, 683, "rein-1024", 8, [6e-5, 10_000, 1e-6])
+    else:
+        assert setting == (512, 512, 341, "rein", 4, [None, None, None])  # 1e-4 and no warm-up, as the defaults
+
+
+def test_the_defaults_are_those_of_the_published_settings_with_crops_of_512(parser):
+    plain = parser.parse_args(["fit", "--config", "data: {sources: [{dataset: gtav}]}"])["fit"]
+    assert (plain.trainer.max_steps, plain.trainer.accumulate_grad_batches) == (40_000, 1)
+    model, data = plain.model, plain.data
+    assert (model.lr, model.weight_decay, model.power, model.warmup_steps, model.ema) == (1e-4, 0.05, 0.9, 0, None)
+    assert (data.batch_size, data.crop, tuple(data.scales), data.max_share, data.photometric) == (4, 512, (0.5, 2.0), 0.75, True)
+
+
 def test_the_recipes_cover_the_papers_tables():
     names = {recipe.name for recipe in RECIPES}
     backbones = ("clip-l", "mae-l", "sam-h", "eva02-l", "dinov2-s", "dinov2-b", "dinov2-l", "dinov3-l")
@@ -301,6 +326,8 @@ def test_the_recipes_cover_the_papers_tables():
         f"gtav-dinov2-l-{method}" for method in ("lora", "vpt", "adaptformer", "rein-core", "rein-link", "rein-share")
     } <= names
     assert {f"gtav-{backbone}-rein" for backbone in ("convnext-l", "resnet-50", "resnet-101")} <= names
+    assert {f"{source}-dinov3-7b-rein" for source in ("gtav", "gtav-synthia-urbansyn")} <= names
+    assert "gtav-synthia-urbansyn-dinov3-l-rein" in names
 
 
 @pytest.mark.parametrize(
@@ -498,7 +525,7 @@ def test_a_users_file_may_have_recipes_and_bases_as_bases(parser, tmp_path):
     path.write_text("# Mine\nbases: [gtav-dinov2-l-rein, cityscapes-acdc]\nmodel: {lr: 1e-3}\ntrainer: {max_steps: 7}\n")
     config, base = recipes.resolve(path), CONFIGS["gtav-dinov2-l-rein"]
     assert config["out"] == "runs/mine"
-    assert config["data"] == {**CONFIGS["cityscapes-acdc-512-dinov2-l-rein"]["data"], "eval_edge": 512}
+    assert config["data"] == CONFIGS["cityscapes-acdc-512-dinov2-l-rein"]["data"]
     (arguments,) = {tuple(recipes.resolved(["fit", option, str(path)])[2:]) for option in ("-c", "--config")}
     assert arguments[0].startswith("# Mine\nout: runs/mine\n")
     parsed = parser.parse_args(["fit", "--config", *arguments])["fit"].as_dict()

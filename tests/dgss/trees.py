@@ -205,7 +205,7 @@ def _mapillary(tree, split, number, image, label, choices):
     labels = f"{version}/labels" if version != "v1.1" else "labels"
     numbers, ignored = (MAPILLARY_V2, 123) if version == "v2.0" else (MAPILLARY_V1, 65)
     if choices.get("config"):
-        names = ["void--unlabeled", "nature--sky", "human--person--individual", "marking--discrete--crosswalk-zebra"]
+        names = ["void--unlabeled", "nature--sky", "human--person--individual", "object--bench"]
         (tree.path / f"config_{version}.json").write_text(json.dumps({"labels": [{"name": name} for name in names]}))
         label[...] = np.where(np.arange(label.shape[1]) % 2, 10, 11)
         label[:2] = IGNORED

@@ -13,6 +13,7 @@ import logging
 import sys
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from rein import pytorch_files
 from rein.checkpoint import replace_file
 from rein.dgss import methods, recipes
 from rein.dgss.data.datamodule import DomainData
+from rein.dgss.data.submissions import check_space, write_zip
 from rein.dgss.evaluation.callbacks import EvaluationReport, PredictionWriter, ValidationPictures
 from rein.dgss.evaluation.results import Published
 from rein.dgss.training.checkpoints import CheckpointFiles, LastCheckpoint, SaveConfig
@@ -121,6 +123,13 @@ class ReinCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
             parser.add_argument("--overwrite", action="store_true", help="replace predictions that exist already")
+            parser.add_argument(
+                "--format",
+                type=Literal["classes", "cityscapes", "acdc"],
+                default="classes",
+                help="what is written: classes, or label ids in a zip file for the test server of a data set, whose test images are "
+                "predicted if data.predict is not set",
+            )
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -225,6 +234,10 @@ class ReinCLI(LightningCLI):
 
     def _evaluation_callbacks(self) -> list[Callback]:
         if self.subcommand == "predict":
+            chosen = self._get(self.config, "format")
+            if chosen != "classes":
+                check_space(self.datamodule.space, chosen)
+                self.datamodule.submission = chosen
             self._writer = PredictionWriter((self.predictions or self.out) / "predictions", self.datamodule)
             return [self._writer]
         if self.subcommand in ("test", "validate"):
@@ -282,7 +295,12 @@ class ReinCLI(LightningCLI):
         )
 
     def before_fit(self) -> None:
-        """Protect an earlier run in the same folder."""
+        """Protect an earlier run in the same folder, and refuse a best state of a run that is not validated."""
+        if self._get(self.config, "state") == "best" and not self.datamodule.validates:
+            raise InputError(
+                "state is best, but data.held_out is 0 and data.validation is empty, so that no state can be chosen. Set "
+                "state: last, or hold out pairs."
+            )
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -342,10 +360,15 @@ class ReinCLI(LightningCLI):
     def before_predict(self) -> None:
         """Load the run's state, and protect earlier predictions. Predictions are written one by one and not collected."""
         images = self.datamodule.open_images()
-        paths = [self._writer.path_of(images.name_of(index)) for index in range(len(images))]
+        paths = self._predicted = [self._writer.path_of(images.name_of(index)) for index in range(len(images))]
         replaced = {path.resolve() for path in paths} & {path.resolve() for path in images.paths}
         if replaced:
             raise InputError(f"the prediction of an image would replace the image {min(replaced)}. Choose another --out.")
+        if len(set(paths)) < len(paths):
+            raise InputError(
+                f"several images are named {Path(Counter(paths).most_common(1)[0][0]).stem}; expected different names, because the "
+                "files for a test server are in one folder. Pass the images of one split."
+            )
         existing = [path for path in paths if path.exists()]
         if existing and not self._get(self.config, "overwrite"):
             raise InputError(
@@ -362,6 +385,10 @@ class ReinCLI(LightningCLI):
             self._say(f"{writer.written} of {writer.written + len(writer.errors)} predictions are in {writer.folder}")
             for error in writer.errors:
                 print(f"rein: no prediction: {one_line(error, 1000)}", file=sys.stderr)
+            if self.datamodule.submission is not None and not writer.errors:
+                path = writer.folder.parent / f"{self.datamodule.submission}.zip"
+                write_zip(path, self._predicted)
+                self._say(f"label ids of all images for the test server are in {path}")
         self.exit_code = 1 if writer.errors else 0
 
     def _select_checkpoint(self) -> None:

@@ -41,6 +41,11 @@ CASES = {
         [entry("acdc", condition="night"), entry("acdc", condition="fog"), entry("acdc")],
         ["unseen", "held-out source", "held-out source"],
     ),
+    "a mean counts the pairs of unseen conditions once": (
+        [entry("cityscapes")],
+        [entry("acdc", condition="fog"), entry("acdc"), entry("acdc", "test", condition="night"), entry("bdd100k")],
+        ["part of another target", "unseen", "unseen", "unseen"],
+    ),
     "a condition of all": ([entry("acdc")], [entry("acdc", condition="night")], ["held-out source"]),
     "corruptions are another domain": (
         [entry("cityscapes")],

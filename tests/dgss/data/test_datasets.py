@@ -14,7 +14,7 @@ from dgss import trees
 from rein.cli import main
 from rein.dgss.data import check
 from rein.dgss.data.datasets import DATASETS, Images, files, generated, open_dataset, space_of
-from rein.dgss.data.datasets.class_maps import MAPILLARY_V1, MAPILLARY_V2, mapillary_class
+from rein.dgss.data.datasets.class_maps import MAPILLARY
 from rein.dgss.data.datasets.corruptions import KINDS, corrupt
 from rein.dgss.data.datasets.encodings import read_first_of_three_16_bit
 from rein.dgss.data.datasets.generated import Scenes
@@ -196,17 +196,86 @@ class TestGTAV:
         with pytest.raises(InputError, match=r"split.mat cannot be read as the publisher's split.mat"):
             open_dataset("gtav", tmp_path, "val", split_file="split.mat")
 
-    def test_pairs_of_unequal_sizes_are_left_out_and_named(self, tmp_path):
+    def test_a_label_of_another_size_is_resized_to_its_image(self, tmp_path, capsys):
+        """As in the published settings, in which all 24,966 pairs train."""
+        tree = trees.make("gtav", tmp_path)
+        with Image.open(tree.images[1]) as image:
+            image.resize((64, 32)).save(tree.images[1])
+        data = open_dataset("gtav", tmp_path)
+        assert (len(data), data.left_out) == (3, {})
+        image, label = data[1]
+        assert image.shape == (3, 32, 64)
+        assert np.array_equal(label.numpy(), tree.labels[1][::2, ::2])
+        assert main(["data", "check", "gtav", str(tmp_path)]) == 0
+        expected = f"labels resized to their image, which has another size: 1; the first is {tree.label_files[1]}"
+        assert expected in capsys.readouterr().out.splitlines()
+
+    def test_pairs_of_unequal_sizes_can_be_left_out_and_are_named(self, tmp_path):
         tree = trees.make("gtav", tmp_path)
         with Image.open(tree.images[1]) as image:
             image.resize((128, 60)).save(tree.images[1])
-        data = open_dataset("gtav", tmp_path)
+        data = open_dataset("gtav", tmp_path, skip_misfits=True)
         assert [data.name_of(i) for i in range(len(data))] == ["00001", "00003"]
         assert data.left_out == {tree.images[1]: "128 x 60 pixels, its label 128 x 64"}
         assert np.array_equal(data[1][1].numpy(), tree.labels[2])
-        kept = open_dataset("gtav", tmp_path, skip_misfits=False)
-        with pytest.raises(InputError, match=r"00002.png is 128 x 60 pixels"):
-            kept[1]
+
+
+# the values of Mapillary Vistas 1.2 by class, as the published settings of Rein state them
+PUBLISHED = {
+    "road": (7, 8, 10, 13, 14, 23, 24),
+    "sidewalk": (2, 9, 11, 15),
+    "building": (17,),
+    "wall": (6,),
+    "fence": (3,),
+    "pole": (44, 45, 47),
+    "traffic light": (48,),
+    "traffic sign": (46, 49, 50),
+    "vegetation": (30,),
+    "terrain": (29,),
+    "sky": (27,),
+    "person": (19,),
+    "rider": (20, 21, 22),
+    "car": (55,),
+    "truck": (61,),
+    "bus": (54,),
+    "train": (58,),
+    "motorcycle": (57,),
+    "bicycle": (52,),
+}
+ROBUSTNET = PUBLISHED | {"road": (13, 24, 41), "sidewalk": (2, 15), "pole": (45, 47), "traffic sign": (50,)}
+# the names of some values of version 1.2, in the publisher's config file
+NAMES_V1 = {
+    2: "construction--barrier--curb",
+    4: "construction--barrier--guard-rail",
+    7: "construction--flat--bike-lane",
+    8: "construction--flat--crosswalk-plain",
+    9: "construction--flat--curb-cut",
+    10: "construction--flat--parking",
+    11: "construction--flat--pedestrian-area",
+    12: "construction--flat--rail-track",
+    13: "construction--flat--road",
+    14: "construction--flat--service-lane",
+    15: "construction--flat--sidewalk",
+    16: "construction--structure--bridge",
+    17: "construction--structure--building",
+    20: "human--rider--bicyclist",
+    23: "marking--crosswalk-zebra",
+    24: "marking--general",
+    35: "object--billboard",
+    41: "object--manhole",
+    43: "object--pothole",
+    44: "object--street-light",
+    45: "object--support--pole",
+    46: "object--support--traffic-sign-frame",
+    47: "object--support--utility-pole",
+    48: "object--traffic-light",
+    49: "object--traffic-sign--back",
+    50: "object--traffic-sign--front",
+    55: "object--vehicle--car",
+    56: "object--vehicle--caravan",
+    58: "object--vehicle--on-rails",
+    65: "void--unlabeled",
+}
 
 
 class TestMapillary:
@@ -245,11 +314,32 @@ class TestMapillary:
         ],
     )
     def test_a_name_has_the_class_of_its_nearest_ancestor(self, name, expected):
-        assert mapillary_class(name) == (255 if expected is None else CITYSCAPES.names.index(expected))
+        found = MAPILLARY["robustnet"].class_of(name)
+        assert found == (255 if expected is None else CITYSCAPES.names.index(expected))
 
-    def test_every_class_has_a_value_in_both_versions(self):
-        assert (len(MAPILLARY_V1), len(MAPILLARY_V2)) == (66, 124)
-        assert set(MAPILLARY_V1.values()) == set(MAPILLARY_V2.values()) == {*range(19), 255}
+    @pytest.mark.parametrize(("name", "published"), [("rein", PUBLISHED), ("robustnet", ROBUSTNET)])
+    def test_the_class_maps_are_the_published_ones(self, name, published):
+        expected = dict.fromkeys(range(66), 255)
+        expected |= {value: k for k, key in enumerate(CITYSCAPES.names) for value in published[key]}
+        assert MAPILLARY[name].v1 == expected
+        assert {value: MAPILLARY[name].class_of(text) for value, text in NAMES_V1.items()} == {k: expected[k] for k in NAMES_V1}
+
+    @pytest.mark.parametrize("mapping", MAPILLARY.values())
+    def test_every_class_has_a_value_in_both_versions(self, mapping):
+        assert (len(mapping.v1), len(mapping.v2)) == (66, 124)
+        assert set(mapping.v1.values()) == set(mapping.v2.values()) == {*range(19), 255}
+
+    def test_the_class_map_can_be_selected(self, tmp_path):
+        tree = trees.make("mapillary", tmp_path, count=1)
+        label = np.full((64, 128), 41, np.uint8)  # a manhole
+        label[:, :64] = 7  # a bike lane
+        Image.fromarray(label).save(tree.label_files[0])
+        for choice, expected in ((None, [0, 255]), ("rein", [0, 255]), ("robustnet", [255, 0])):
+            data = open_dataset("mapillary", tmp_path, class_map=choice)
+            assert data[0][1][0, [0, 127]].tolist() == expected
+            assert data.coding_of(0) == f"Mapillary Vistas v1.2, mapped as in {choice or 'rein'}"
+        with pytest.raises(InputError, match="class_map of mapillary is 'other'; expected one of rein, robustnet"):
+            open_dataset("mapillary", tmp_path, class_map="other")
 
     def test_a_bad_config_is_named(self, tmp_path):
         trees.make("mapillary", tmp_path)
@@ -443,7 +533,7 @@ class TestPublishedSamples:
             shutil.copytree(sample / version, folder / version / "labels")
         first, second = (open_dataset("mapillary", tmp_path, "val", version=version)[0][1] for version in ("v1.2", "v2.0"))
         assert torch.equal(first, second)
-        assert set(first.unique().tolist()) == {2, 5, 255}  # building, pole, street light
+        assert set(first.unique().tolist()) == {2, 5}  # building, and pole and street light
 
     def test_a_coloured_synthia_label_is_refused(self):
         with pytest.raises(InputError, match="has 3 channels of 8 bits; expected three channels of 16 bits"):
@@ -565,7 +655,7 @@ class TestCheck:
         tree = trees.make("gtav", tmp_path)
         with Image.open(tree.images[0]) as image:
             image.resize((128, 60)).save(tree.images[0])
-        assert main(["data", "check", "gtav", str(tmp_path)]) == 0
+        assert main(["data", "check", "gtav", str(tmp_path), "--option", "skip_misfits=true"]) == 0
         assert "left out: 1; the first is " in capsys.readouterr().out
 
     def test_options_and_splits_are_passed_on(self, tmp_path, capsys):

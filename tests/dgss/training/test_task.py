@@ -42,6 +42,41 @@ def test_the_optimizer_has_the_authors_groups_and_the_poly_schedule():
     assert max(group["lr"] for group in optimizer.param_groups) == pytest.approx(1e-3 * 0.5**0.9)
 
 
+@pytest.mark.parametrize(
+    ("warmup", "lr", "expected"),
+    [
+        # 1e-4 * (1 - step / 40000) ** 0.9
+        (0, 1e-4, {0: 1e-4, 1: 9.99977e-5, 5000: 8.867624e-5, 10_000: 7.718895e-5, 25_000: 4.136453e-5, 39_999: 7.2135e-9}),
+        # up to 10,000: 6e-5 * (1e-6 + (1 - 1e-6) * step / 10000); then 6e-5 * ((40000 - step) / 30000) ** 0.9
+        (10_000, 6e-5, {0: 6e-11, 1: 6.059994e-9, 5000: 3.000003e-5, 10_000: 6e-5, 25_000: 3.21532e-5, 39_999: 5.60715e-9}),
+    ],
+)
+def test_the_learning_rate_is_that_of_the_published_schedule(warmup, lr, expected):
+    model = segmenter()
+    task = SegmentationTask(model, NORMALIZE, Optimization(lr=lr, warmup_steps=warmup, warmup_factor=1e-6))
+    task.trainer = SimpleNamespace(max_steps=40_000)
+    setup = task.configure_optimizers()
+    optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
+    optimizer.step()  # without gradients, it does nothing
+    found = {}
+    for step in range(40_001):
+        found[step] = max(group["lr"] for group in optimizer.param_groups)
+        schedule.step()
+    assert {step: found[step] for step in expected} == pytest.approx(expected, rel=1e-6)
+    assert found[40_000] == 0
+    rising = [found[step + 1] > found[step] for step in range(40_000)]
+    assert rising == [step < warmup for step in range(40_000)]
+
+
+def test_a_warm_up_out_of_range_is_refused():
+    with pytest.raises(
+        InputError, match="warmup_steps is -1 and warmup_factor is 1e-06; expected at least 0 steps, and a factor"
+    ):
+        Optimization(warmup_steps=-1)
+    with pytest.raises(InputError, match="warmup_factor is 0.0"):
+        Optimization(warmup_factor=0.0)
+
+
 def test_the_weight_decay_is_annealed_by_a_cosine_where_there_is_one():
     settings = Optimization(weight_decay=0.05, final_weight_decay=1e-5)
     values = {

@@ -39,6 +39,7 @@ class Report:
         sizes: (width, height) -> number of images.
         codings: how labels encode classes, in words -> number of labels.
         problems: error texts, one per pair, in the order of detection.
+        resized: labels that were resized to their image, because its size is another one.
         left_out: image path -> reason, for images that the data set excludes by design.
         unused_labels: labels on disk that have no image.
         without_second: number of labels with pixels of the first of two classes and ignored ones only.
@@ -53,6 +54,7 @@ class Report:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     codings: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    resized: list[Path] = field(default_factory=list)
     left_out: dict[Path, str] = field(default_factory=dict)
     unused_labels: list[Path] = field(default_factory=list)
     without_second: int = 0
@@ -76,6 +78,10 @@ class Report:
             lines.append(f"sizes: {', '.join(sizes)}{f' and {len(self.sizes) - 5} more' if len(self.sizes) > 5 else ''}")
         if self.codings:
             lines.append(f"labels: {'; '.join(f'{coding} ({count:,})' for coding, count in self.codings.most_common())}")
+        if self.resized:
+            lines.append(
+                f"labels resized to their image, which has another size: {len(self.resized):,}; the first is {self.resized[0]}"
+            )
         if self.left_out:
             image, reason = next(iter(self.left_out.items()))
             lines.append(f"left out: {len(self.left_out):,}; the first is {image}: {reason}")
@@ -172,6 +178,7 @@ def check(
         report.found.add(label.numpy())
         if len(data.space.names) == 2:
             report.without_second += np.array_equal(np.unique(label), [0, IGNORE_LABEL])
+    report.resized = sorted(getattr(data, "resized", ()))
     if DATASETS[name].absent is None and options.get("labels", True) and report.read:
         report.absent = _describe_absent(report, everything=limit is None or limit >= count)
     if out is not None and good:

@@ -16,6 +16,9 @@ from PIL import Image
 
 from rein.dgss import panels
 from rein.dgss.data.datamodule import DomainData
+from rein.dgss.data.protocols import RESAMPLING
+from rein.dgss.data.resampling import resize_image
+from rein.dgss.data.submissions import label_ids
 from rein.dgss.evaluation.results import Example, Published, Result, class_table, result_table, write_run
 from rein.dgss.labels import LabelSpace
 
@@ -116,7 +119,7 @@ class EvaluationReport(Callback):
         }
         roles = self.data.roles()
         write_run(self.out, settings, result, self.data.space, self._examples, sources, roles)
-        self.say(f"{class_table(result)}\n\n{result_table([result], roles)}")
+        self.say(f"{self._describe_protocol(model)}\n\n{class_table(result)}\n\n{result_table([result], roles)}")
         if self.published is not None and (self.published.miou or self.published.mean is not None):
             self.say(f"published: {self.published}")
         self.say(f"results.json and examples are in {self.out / 'test'}")
@@ -138,11 +141,32 @@ class EvaluationReport(Callback):
     def _evaluation(self, model: Any) -> Mapping[str, Any]:
         """What must be equal in runs that are compared."""
         targets = [{**asdict(domain), "path": str(domain.folder(self.data.root))} for domain in self.data.targets]
-        return {"targets": targets, "eval_edge": self.data.eval_edge, "limit": self.data.limit, "window": model.window}
+        return {
+            "targets": targets,
+            "protocol": self.data.protocol.describe(),
+            "eval_edge": self.data.eval_edge,
+            "limit": self.data.limit,
+            "window": model.window,
+            "stride": None if model.window is None else model.stride or model.window * 2 // 3,
+        }
+
+    def _describe_protocol(self, model: Any) -> str:
+        """The protocol, one line for each data set among the targets."""
+        protocol = self.data.protocol
+        lines = [f"protocol {protocol.name}: {protocol.summary}"]
+        for domain in {domain.dataset: domain for domain in self.data.targets}.values():
+            options = {**protocol.options(domain.dataset), **domain.options}
+            mapped = f", classes mapped as in {options['class_map']}" if "class_map" in options else ""
+            lines.append(f"  {domain.dataset}: {self.data.preparation(domain)}{mapped}")
+        settings = self._evaluation(model)
+        windows = "whole images" if model.window is None else f"windows of {model.window}, stride {settings['stride']}"
+        return "\n".join([*lines, f"  resized {RESAMPLING}; predicted in {windows}; counted at the size of the label"])
 
 
 class PredictionWriter(BasePredictionWriter):
     """Write each prediction as `<name>.png`: class numbers, in the colours of the classes, in the folders of the images.
+
+    For the test server of a data set (`data.submission`): label ids without colours, all in one folder.
 
     Args:
         folder: folder of the predictions.
@@ -161,7 +185,7 @@ class PredictionWriter(BasePredictionWriter):
 
     def path_of(self, name: str) -> Path:
         """The file of the prediction for an image."""
-        return self.folder / f"{name}.png"
+        return self.folder / f"{name if self.data.submission is None else Path(name).name}.png"
 
     def write_on_batch_end(
         self,
@@ -179,8 +203,12 @@ class PredictionWriter(BasePredictionWriter):
             self.errors.append(error[0])
             return
         loader: Any = trainer.predict_dataloaders
-        picture = Image.fromarray(prediction[0].to(torch.uint8).cpu().numpy(), "P")
-        picture.putpalette(panels.colour_table(self.data.space).tobytes())
+        classes = prediction[0].to(torch.uint8).cpu().numpy()
+        if self.data.submission is None:
+            picture = Image.fromarray(classes, "P")
+            picture.putpalette(panels.colour_table(self.data.space).tobytes())
+        else:
+            picture = Image.fromarray(label_ids(classes))
         path = self.path_of(loader.dataset.dataset.name_of(int(index)))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,6 +235,7 @@ def _shown(count: int) -> set[int]:
 
 
 def _to_arrays(batch: Any, prediction: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first image (H, W, 3), label (H, W) and prediction (H, W) of a batch, uint8."""
-    image, label = batch[0][0].permute(1, 2, 0), batch[1][0]
-    return image.cpu().numpy(), label.cpu().numpy(), prediction[0].to(torch.uint8).cpu().numpy()
+    """The first image (H, W, 3), at the size of its label, label (H, W) and prediction (H, W) of a batch, uint8."""
+    label = batch[1][0].cpu()
+    image = resize_image(batch[0][0].cpu(), (label.shape[0], label.shape[1])).permute(1, 2, 0)
+    return image.numpy(), label.numpy(), prediction[0].to(torch.uint8).cpu().numpy()

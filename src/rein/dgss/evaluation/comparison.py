@@ -6,10 +6,11 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rein.checkpoint import replace_file
 from rein.dgss import panels
-from rein.dgss.data.datamodule import UNSEEN
+from rein.dgss.data.datamodule import PART, UNSEEN
 from rein.dgss.evaluation.results import EvaluatedRun, read_run, result_table, slug, write_results
 from rein.errors import InputError, one_line
 
@@ -60,7 +61,7 @@ def compare(folders: Sequence[Path], out: Path, names: Sequence[str] | None = No
     results = [replace(run.result, method=name) for run, name in zip(runs, names, strict=True)]
     settings = {
         "sources": list(dict.fromkeys(name for run in runs for name in run.sources)),
-        "targets": [name for name, role in roles.items() if role == UNSEEN],
+        "targets": [name for name, role in roles.items() if role in (UNSEEN, PART)],
         "evaluation": first.evaluation,
         "runs": [run.settings | {"folder": str(run.folder)} for run in runs],
     }
@@ -75,7 +76,7 @@ def _common_roles(runs: Sequence[EvaluatedRun]) -> dict[str, str]:
     roles = {}
     for domain in runs[0].result.miou:
         found = [run.roles[domain] for run in runs]
-        roles[domain] = next((role for role in found if role != UNSEEN), UNSEEN)
+        roles[domain] = next((role for role in found if role not in (UNSEEN, PART)), found[0])
     return roles
 
 
@@ -86,12 +87,19 @@ def _check_comparable(first: EvaluatedRun, run: EvaluatedRun) -> None:
             f"{first.folder} on {', '.join(first.result.miou)} with {len(first.space.names)}. Runs are comparable only on the same "
             "domains and classes."
         )
-    differing = [key for key, value in first.evaluation.items() if run.evaluation.get(key) != value]
+    keys = dict.fromkeys([*first.evaluation, *run.evaluation])
+    differing = [key for key in keys if run.evaluation.get(key) != first.evaluation.get(key)]
     if differing:
-        pairs = "; ".join(f"{key} {run.evaluation.get(key)} and {first.evaluation[key]}" for key in differing)
+        pairs = "; ".join(_describe_difference(key, run.evaluation.get(key), first.evaluation.get(key)) for key in differing)
         raise InputError(
             f"{run.folder} and {first.folder} were evaluated differently: {one_line(pairs)}. Run rein test again with equal settings."
         )
+
+
+def _describe_difference(key: str, one: Any, other: Any) -> str:
+    """Two values of a setting of the evaluation; protocols by their names, if these differ."""
+    names = [value.get("name") if isinstance(value, dict) else value for value in (one, other)]
+    return f"{key} {names[0]} and {names[1]}" if names[0] != names[1] else f"{key} {one} and {other}"
 
 
 def _examples(runs: Sequence[EvaluatedRun], names: Sequence[str], domain: str, role: str) -> list[panels.Example]:

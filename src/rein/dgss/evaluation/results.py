@@ -119,7 +119,7 @@ class EvaluatedRun:
         space: the classes.
         examples: domain -> names of the pairs whose pictures are kept.
         sources: names of the source domains.
-        roles: evaluated domain -> its role in training: source, held-out source or unseen.
+        roles: evaluated domain -> its role, as `DomainData.roles` gives it.
         evaluation: targets and settings that must be equal in runs that are compared.
         settings: backbone, method and other settings, as in the JSON file.
     """

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rein.dgss.labels import CITYSCAPES_CLASSES, IGNORE_LABEL
 
 _CLASS = {name: k for k, name in enumerate(CITYSCAPES_CLASSES)}
 
 
-def _class_map(count: int, classes: dict[str, int | Sequence[int]]) -> dict[int, int]:
+def _class_map(count: int, classes: Mapping[str, int | Sequence[int]]) -> dict[int, int]:
     """Map of the values 0 to count - 1, from the values of each class name. Values without a class are ignored."""
     class_map = dict.fromkeys(range(count), IGNORE_LABEL)
     for name, values in classes.items():
@@ -123,96 +124,128 @@ IDD_NAMES: dict[str, int] = {
 }
 IDD_IDS: dict[int, int] = dict(enumerate(IDD_NAMES.values()))
 
-# The values of Mapillary Vistas 1.2 as mapped by RobustNet (Choi et al., CVPR 2021), and those of 2.0 by the same names. They are
-# used only if the data set's config file, which takes precedence, is missing.
-MAPILLARY_V1 = _class_map(
-    66,
-    {
-        "road": (13, 24, 41),
-        "sidewalk": (2, 15),
-        "building": 17,
-        "wall": 6,
-        "fence": 3,
-        "pole": (45, 47),
-        "traffic light": 48,
-        "traffic sign": 50,
-        "vegetation": 30,
-        "terrain": 29,
-        "sky": 27,
-        "person": 19,
-        "rider": (20, 21, 22),
-        "car": 55,
-        "truck": 61,
-        "bus": 54,
-        "train": 58,
-        "motorcycle": 57,
-        "bicycle": 52,
-    },
-)
-MAPILLARY_V2 = _class_map(
-    124,
-    {
-        "road": (21, *range(35, 45), *range(46, 56), 57, 58, 74),
-        "sidewalk": (4, 24),
-        "building": 27,
-        "wall": 12,
-        "fence": 5,
-        "pole": (85, 88),
-        "traffic light": tuple(range(90, 96)),
-        "traffic sign": (99, 100, 101, 103),
-        "vegetation": 64,
-        "terrain": 63,
-        "sky": 61,
-        "person": (30, 31),
-        "rider": (32, 33, 34),
-        "car": 108,
-        "truck": 114,
-        "bus": 107,
-        "train": 111,
-        "motorcycle": 110,
-        "bicycle": 105,
-    },
-)
-_MAPILLARY_NAMES: dict[str, int] = {
-    "construction--flat--road": _CLASS["road"],
-    "marking": _CLASS["road"],  # and all names below it in the hierarchy, except zebra crossings
-    "marking-only": _CLASS["road"],
-    "object--manhole": _CLASS["road"],
-    "construction--barrier--curb": _CLASS["sidewalk"],
-    "construction--flat--sidewalk": _CLASS["sidewalk"],
-    "construction--structure--building": _CLASS["building"],
-    "construction--barrier--wall": _CLASS["wall"],
-    "construction--barrier--fence": _CLASS["fence"],
-    "object--support--pole": _CLASS["pole"],
-    "object--support--utility-pole": _CLASS["pole"],
-    "object--traffic-light": _CLASS["traffic light"],
-    "object--traffic-sign--front": _CLASS["traffic sign"],
-    "object--traffic-sign--direction-front": _CLASS["traffic sign"],
-    "object--traffic-sign--temporary-front": _CLASS["traffic sign"],
-    "object--traffic-sign--information-parking": _CLASS["traffic sign"],
-    "nature--vegetation": _CLASS["vegetation"],
-    "nature--terrain": _CLASS["terrain"],
-    "nature--sky": _CLASS["sky"],
-    "human--person": _CLASS["person"],
-    "human--rider": _CLASS["rider"],
-    "object--vehicle--car": _CLASS["car"],
-    "object--vehicle--truck": _CLASS["truck"],
-    "object--vehicle--bus": _CLASS["bus"],
-    "object--vehicle--on-rails": _CLASS["train"],
-    "object--vehicle--motorcycle": _CLASS["motorcycle"],
-    "object--vehicle--bicycle": _CLASS["bicycle"],
+# Classes to which both maps of Mapillary Vistas give the same labels: the values of 1.2, those of 2.0, and the names.
+_MAPILLARY_COMMON: dict[str, tuple[int, int | tuple[int, ...], str]] = {
+    "building": (17, 27, "construction--structure--building"),
+    "wall": (6, 12, "construction--barrier--wall"),
+    "fence": (3, 5, "construction--barrier--fence"),
+    "traffic light": (48, (90, 91, 92, 93, 94, 95), "object--traffic-light"),
+    "vegetation": (30, 64, "nature--vegetation"),
+    "terrain": (29, 63, "nature--terrain"),
+    "sky": (27, 61, "nature--sky"),
+    "person": (19, (30, 31), "human--person"),
+    "car": (55, 108, "object--vehicle--car"),
+    "truck": (61, 114, "object--vehicle--truck"),
+    "bus": (54, 107, "object--vehicle--bus"),
+    "train": (58, 111, "object--vehicle--on-rails"),
+    "motorcycle": (57, 110, "object--vehicle--motorcycle"),
+    "bicycle": (52, 105, "object--vehicle--bicycle"),
 }
 
 
-def mapillary_class(name: str) -> int:
-    """The class index of a Mapillary label name, or 255.
+@dataclass(frozen=True)
+class MapillaryMap:
+    """A map of Mapillary Vistas' labels to the 19 classes.
 
-    A name without a class has the class of its nearest ancestor: `human--person--individual` has that of `human--person`.
+    Attributes:
+        v1: values of version 1.2 -> class index or 255.
+        v2: values of version 2.0 -> class index or 255, by the same names.
+        names: label name -> class index or 255, for names that differ from their nearest ancestor.
     """
-    if name.endswith("--crosswalk-zebra"):
-        return IGNORE_LABEL
-    while name not in _MAPILLARY_NAMES:
-        name, dashes, _ = name.rpartition("--")
-        if not dashes:
-            return IGNORE_LABEL
-    return _MAPILLARY_NAMES[name]
+
+    v1: dict[int, int]
+    v2: dict[int, int]
+    names: dict[str, int]
+
+    def class_of(self, name: str) -> int:
+        """The class index of a label name, or 255.
+
+        A name without a class has the class of its nearest ancestor: `human--person--individual` has that of `human--person`.
+        """
+        while name not in self.names:
+            name, dashes, _ = name.rpartition("--")
+            if not dashes:
+                return IGNORE_LABEL
+        return self.names[name]
+
+
+def _mapillary(
+    v1: dict[str, int | Sequence[int]],
+    v2: dict[str, int | Sequence[int]],
+    names: dict[str, Sequence[str]],
+    ignored: Sequence[str],
+) -> MapillaryMap:
+    """The map with `_MAPILLARY_COMMON` and the values and names of further classes."""
+    common = _MAPILLARY_COMMON.items()
+    by_name = {text: _CLASS[name] for name, (_, _, text) in common}
+    by_name |= {text: _CLASS[name] for name, texts in names.items() for text in texts}
+    return MapillaryMap(
+        _class_map(66, {name: first for name, (first, _, _) in common} | v1),
+        _class_map(124, {name: second for name, (_, second, _) in common} | v2),
+        by_name | dict.fromkeys(ignored, IGNORE_LABEL),
+    )
+
+
+# The maps by name. They are used by the names of the data set's config file or, if it is missing, by the values.
+MAPILLARY: dict[str, MapillaryMap] = {
+    # The values of 1.2 as in the published settings of Rein; names that only 2.0 has follow their ancestors.
+    "rein": _mapillary(
+        {
+            "road": (7, 8, 10, 13, 14, 23, 24),
+            "sidewalk": (2, 9, 11, 15),
+            "pole": (44, 45, 47),
+            "traffic sign": (46, 49, 50),
+            "rider": (20, 21, 22),
+        },
+        {
+            "road": (13, 14, 17, 21, 23, *range(35, 59)),
+            "sidewalk": (4, 15, 19, 24),
+            "pole": (84, 85, 88),
+            "traffic sign": (87, *range(96, 104)),
+            "rider": (32, 33, 34),
+        },
+        {
+            "road": (
+                *(f"construction--flat--{kind}" for kind in ("bike-lane", "crosswalk-plain", "parking", "road", "service-lane")),
+                *("marking", "marking-only"),
+            ),
+            "sidewalk": (
+                "construction--barrier--curb",
+                *(f"construction--flat--{kind}" for kind in ("curb-cut", "pedestrian-area", "sidewalk")),
+            ),
+            "pole": ("object--street-light", "object--support--pole", "object--support--utility-pole"),
+            "traffic sign": ("object--support--traffic-sign-frame", "object--traffic-sign"),
+            "rider": ("human--rider",),
+        },
+        ignored=(),
+    ),
+    # The values of 1.2 as in RobustNet (Choi et al., CVPR 2021); those of 2.0 by the same names.
+    "robustnet": _mapillary(
+        {"road": (13, 24, 41), "sidewalk": (2, 15), "pole": (45, 47), "traffic sign": 50, "rider": (20, 21, 22)},
+        {
+            "road": (21, *range(35, 45), *range(46, 56), 57, 58, 74),
+            "sidewalk": (4, 24),
+            "pole": (85, 88),
+            "traffic sign": (99, 100, 101, 103),
+            "rider": (32, 33, 34),
+        },
+        {
+            "road": ("construction--flat--road", "marking", "marking-only", "object--manhole"),
+            "sidewalk": ("construction--barrier--curb", "construction--flat--sidewalk"),
+            "pole": ("object--support--pole", "object--support--utility-pole"),
+            "traffic sign": (
+                *(
+                    f"object--traffic-sign--{kind}"
+                    for kind in ("front", "direction-front", "temporary-front", "information-parking")
+                ),
+            ),
+            "rider": ("human--rider",),
+        },
+        ignored=(
+            "marking--crosswalk-zebra",
+            "marking--discrete--crosswalk-zebra",
+            "marking-only--crosswalk-zebra",
+            "marking-only--discrete--crosswalk-zebra",
+        ),
+    ),
+}

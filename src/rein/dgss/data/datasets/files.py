@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from rein.dgss.data.datasets.encodings import Colours, Encoding, read_rgb
 from rein.dgss.data.pairs import Pairs, Sample
+from rein.dgss.data.resampling import resize_label
 from rein.dgss.labels import IGNORE_LABEL, LabelSpace
 from rein.errors import InputError
 
@@ -61,6 +62,7 @@ class Images(Dataset[Tensor]):
 
     Args:
         path: an image file, or a folder whose images, including those in subfolders, are used in the order of their names.
+        paths: the images below the folder to use; None uses all.
 
     Attributes:
         paths: path of each image.
@@ -69,13 +71,15 @@ class Images(Dataset[Tensor]):
         InputError: `path` does not exist or has no images.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, paths: Sequence[Path] | None = None) -> None:
         path = Path(path)
         self.root = path if path.is_dir() else path.parent
         if not path.exists():
             raise InputError(f"{describe_missing(path)}; expected a folder of images or an image file. Check the path.")
-        inside = sorted(_files(path, recursive=True)) if path.is_dir() else [path.name]
-        self.paths = [self.root / name for name in inside if name.lower().endswith(IMAGE_SUFFIXES)]
+        if paths is None:
+            inside = sorted(_files(path, recursive=True)) if path.is_dir() else [path.name]
+            paths = [self.root / name for name in inside if name.lower().endswith(IMAGE_SUFFIXES)]
+        self.paths = list(paths)
         if not self.paths:
             raise InputError(f"{path} has no images; expected files that end in {', '.join(IMAGE_SUFFIXES)}.")
         self._names = _short_names([path.relative_to(self.root) for path in self.paths])
@@ -117,6 +121,10 @@ class Files(Pairs):
         labels: False opens images only; every label is filled with 255.
         skip_unlabelled: list images without a label in `left_out` instead of raising.
 
+    Attributes:
+        resize_labels: resize labels of another size than their image to it, to the nearest pixel, instead of raising.
+        resized: labels that were read and resized so far in this process.
+
     Raises:
         InputError: there are no images, or an image has no label. The message names the folder or the file.
     """
@@ -131,6 +139,8 @@ class Files(Pairs):
         skip_unlabelled: bool = False,
     ) -> None:
         self.space = space
+        self.resize_labels = False
+        self.resized: set[Path] = set()
         found, unused = _find(root, split, layouts)
         self.unused_labels = unused if labels else []
         missing = [entry for entry in found if entry.missing] if labels else []
@@ -156,6 +166,9 @@ class Files(Pairs):
         if label_path is None:
             return image, torch.full(image.shape[1:], IGNORE_LABEL, dtype=torch.uint8)
         label = self.read_label(index)
+        if label.shape != image.shape[1:] and self.resize_labels:
+            self.resized.add(label_path)
+            label = resize_label(label, (image.shape[1], image.shape[2]))
         if label.shape != image.shape[1:]:
             raise InputError(
                 f"{path} is {image.shape[2]} x {image.shape[1]} pixels and its label {label_path} is {label.shape[1]} x "

@@ -22,7 +22,10 @@ CONDITIONS = ("fog", "night", "rain", "snow")
 
 
 def open_gtav(spec: DatasetSpec, request: Request) -> Files:
-    """All images, or those of a split in the publisher's split.mat; `skip_misfits` removes pairs of unequal sizes."""
+    """All images, or those of a split in the publisher's split.mat.
+
+    Labels of another size than their image are resized to it, as in the published settings; `skip_misfits` removes such pairs.
+    """
     split_file = request.options["split_file"]
     if split_file is None and request.split != "train":
         raise InputError(
@@ -30,6 +33,7 @@ def open_gtav(spec: DatasetSpec, request: Request) -> Files:
             "train, which has all images."
         )
     data = spec.files(request)
+    data.resize_labels = True
     if split_file is not None:
         numbers = _split_numbers(request.root / split_file, request.split)
         data.keep({image for image, _ in data.pairs if _image_number(image) in numbers})
@@ -70,32 +74,34 @@ def _png_size(path: Path) -> tuple[int, int] | None:
 
 
 _MAPILLARY_FOLDERS = {"train": ("training", "train"), "val": ("validation", "val"), "test": ("testing", "test")}
-# version -> folder of labels in a split, config file, and class map if there is no config file
+# version -> folder of labels in a split, and config file
 _MAPILLARY_VERSIONS = {
-    "v1.2": ("v1.2/labels", "config_v1.2.json", class_maps.MAPILLARY_V1),
-    "v2.0": ("v2.0/labels", "config_v2.0.json", class_maps.MAPILLARY_V2),
-    "v1.1": ("labels", "config.json", class_maps.MAPILLARY_V1),
+    "v1.2": ("v1.2/labels", "config_v1.2.json"),
+    "v2.0": ("v2.0/labels", "config_v2.0.json"),
+    "v1.1": ("labels", "config.json"),
 }
 
 
 def open_mapillary(spec: DatasetSpec, request: Request) -> Files:
     """The labels of one version, mapped by the names in its config file."""
-    version = request.options["version"]
+    version, mapping = request.options["version"], class_maps.MAPILLARY[request.options["class_map"]]
     layouts = []
     for candidate in [version] if version else _MAPILLARY_VERSIONS:
-        labels, config, class_map = _MAPILLARY_VERSIONS[candidate]
-        encoding = Encoding(f"Mapillary Vistas {candidate}", _mapillary_classes(request.root / config) or class_map, read_values)
+        labels, config = _MAPILLARY_VERSIONS[candidate]
+        class_map = _mapillary_classes(request.root / config, mapping) or (mapping.v2 if candidate == "v2.0" else mapping.v1)
+        name = f"Mapillary Vistas {candidate}, mapped as in {request.options['class_map']}"
+        encoding = Encoding(name, class_map, read_values)
         for folder in _MAPILLARY_FOLDERS[request.split]:
             layouts.append((Layout(f"{folder}/images", ("{}.jpg",), f"{folder}/{labels}", "{}.png", encoding, recursive=False),))
     return spec.files(request, layouts)
 
 
-def _mapillary_classes(config: Path) -> dict[int, int] | None:
+def _mapillary_classes(config: Path, mapping: class_maps.MapillaryMap) -> dict[int, int] | None:
     if not config.exists():
         return None
     try:
         names = [label["name"] for label in json.loads(read_text(config, 10_000_000))["labels"]]
-        return {value: class_maps.mapillary_class(name) for value, name in enumerate(names)}
+        return {value: mapping.class_of(name) for value, name in enumerate(names)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{config} cannot be read as a config file of Mapillary Vistas: {type(error).__name__} {one_line(error)}"

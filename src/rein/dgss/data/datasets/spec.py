@@ -158,6 +158,12 @@ class Part:
     domain: tuple[Any, ...]
     split: str
 
+    def contains(self, other: Part) -> bool:
+        """Whether the other part's pairs are some of this part's pairs, but not all."""
+        alike = self.domain[0] == other.domain[0] and self.split == other.split and len(self.domain) == len(other.domain)
+        pairs = list(zip(self.domain[1:], other.domain[1:], strict=False))
+        return alike and self.domain != other.domain and all(mine in (None, theirs) for mine, theirs in pairs)
+
     def shares_domain(self, other: Part) -> bool:
         """Whether both are parts of one domain."""
         return len(self.domain) == len(other.domain) and all(

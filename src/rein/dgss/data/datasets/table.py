@@ -88,7 +88,11 @@ _ALL = (
             "split_file": Option(
                 "read the split from the publisher's split.mat at this path; without it, train has all images", TEXT
             ),
-            "skip_misfits": Option("leave out the few pairs whose image and label differ in size (true or false)", BOOL, True),
+            "skip_misfits": Option(
+                "leave out the few pairs whose image and label differ in size (true), or resize the label to the image (false)",
+                BOOL,
+                False,
+            ),
         },
         opener=openers.open_gtav,
     ),
@@ -163,13 +167,19 @@ _ALL = (
         "versions before 1.2)\nconfig_v1.2.json or config_v2.0.json (or config.json), optional",
         encoding_text="paletted PNG, mapped by the label names in the config file; without it, by a built-in map of 66 or 124 labels",
         url="https://www.mapillary.com/dataset/vistas",
-        documentation="https://github.com/shachoi/RobustNet/blob/main/datasets/mapillary.py",
+        documentation="https://github.com/shachoi/RobustNet/blob/main/datasets/mapillary.py for the class map robustnet",
         options={
+            "class_map": Option(
+                "select the map to the 19 classes: that of the published settings of Rein, or RobustNet's",
+                TEXT,
+                "rein",
+                choices=tuple(class_maps.MAPILLARY),
+            ),
             "version": Option(
                 "select the version of the labels; default: the first version that exists",
                 TEXT,
                 choices=("v1.2", "v2.0", "v1.1"),
-            )
+            ),
         },
         opener=openers.open_mapillary,
     ),

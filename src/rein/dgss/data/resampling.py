@@ -1,0 +1,94 @@
+"""Resizing of 8-bit images and of labels, as OpenCV does it: bilinear without antialias, and nearest.
+
+The published figures were obtained with these rules, in training and in evaluation. A part of a resized image can be computed alone.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+Size = tuple[int, int]  # height, width
+
+
+def resize_image(image: Tensor, size: Size, part: tuple[slice, slice] | None = None) -> Tensor:
+    """Resize an image bilinearly, without antialias; pixel centres are at half integers. Equal to OpenCV's
+    INTER_LINEAR in its fixed-point arithmetic: weights of 11 bits, and a sum of which some bits are cut off.
+
+    Args:
+        image: (C, H, W) uint8.
+        size: height and width of the resized image.
+        part: rows and columns of the resized image to compute; None computes all.
+
+    Returns:
+        (C, h, w) uint8. The input itself if nothing changes.
+    """
+    if part is None and tuple(image.shape[-2:]) == size:
+        return image
+    rows, columns = part or (slice(0, size[0]), slice(0, size[1]))
+    above, below, *down = _neighbours(image.shape[1], size[0], rows)
+    left, right, *across = _neighbours(image.shape[2], size[1], columns)
+    needed, places = torch.unique(torch.cat([above, below]), return_inverse=True)
+    source = image.index_select(1, needed)
+    lines = source.index_select(2, left).int().mul_(across[0])
+    lines.add_(source.index_select(2, right).int().mul_(across[1])).bitwise_right_shift_(4)
+    upper, lower = (
+        lines.index_select(1, place).mul_(weight[:, None]).bitwise_right_shift_(16)
+        for place, weight in zip(places.chunk(2), down, strict=True)
+    )
+    return upper.add_(lower).add_(2).bitwise_right_shift_(2).to(torch.uint8)
+
+
+def resize_label(label: Tensor, size: Size, part: tuple[slice, slice] | None = None) -> Tensor:
+    """Resize a label (H, W): the nearest pixel at or before each position, as OpenCV's INTER_NEAREST. As `resize_image`."""
+    if part is None and tuple(label.shape) == size:
+        return label
+    rows, columns = part or (slice(0, size[0]), slice(0, size[1]))
+    return label[_nearest(label.shape[0], size[0], rows)][:, _nearest(label.shape[1], size[1], columns)]
+
+
+def fitted_size(size: Size, long: int, short: int) -> Size:
+    """The largest size (height, width) of the same aspect ratio that fits into `long` x `short` pixels, in either orientation."""
+    factor = min(long / max(size), short / min(size))
+    height, width = (max(1, int(side * factor + 0.5)) for side in size)
+    return height, width
+
+
+def halve_image(image: Tensor) -> Tensor:
+    """Halve an image (3, H, W) uint8 with Pillow's bicubic filter, and store it as JPEG with Pillow's default quality."""
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    halved = picture.resize(_half(picture), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    halved.save(buffer, "JPEG")
+    with Image.open(buffer) as stored:
+        return torch.from_numpy(np.array(stored)).permute(2, 0, 1)
+
+
+def halve_label(label: Tensor) -> Tensor:
+    """Halve a label (H, W) uint8 with Pillow's nearest filter."""
+    picture = Image.fromarray(label.numpy())
+    return torch.from_numpy(np.array(picture.resize(_half(picture), Image.Resampling.NEAREST)))
+
+
+def _half(picture: Image.Image) -> tuple[int, int]:
+    """Half the width and height, rounded down, but at least one pixel."""
+    return max(1, picture.width // 2), max(1, picture.height // 2)
+
+
+def _neighbours(source: int, target: int, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The two source indices around each target index of `part`, and their weights as integers, whose sum is 2048."""
+    step = 1 / (target / source)
+    positions = ((torch.arange(part.start, part.stop, dtype=torch.float64) + 0.5) * step - 0.5).float()
+    first = positions.floor()
+    weights = positions - first
+    one, two = (first.long().add(offset).clamp(0, source - 1) for offset in (0, 1))
+    return one, two, ((1 - weights) * 2048).round().int(), (weights * 2048).round().int()
+
+
+def _nearest(source: int, target: int, part: slice) -> Tensor:
+    step = 1 / (target / source)  # OpenCV's order of operations: another one may round to another pixel
+    return (torch.arange(part.start, part.stop, dtype=torch.float64) * step).floor().long().clamp(max=source - 1)
