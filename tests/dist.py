@@ -42,13 +42,13 @@ COMMANDS = {  # extra -> arguments of the `rein` command and the start of what i
 }
 IN_WHEEL = (
     "rein/py.typed",
-    "rein/testing/pocket_vit.safetensors",
+    "rein/testing/pocket_vit_v2.safetensors",
     "rein/dgss/recipes/gtav-dinov2-l-rein.yaml",
     "rein/dgss/recipes/bases/gtav.yaml",
 )
 IN_SOURCES = (
     "src/rein/py.typed",
-    "src/rein/testing/pocket_vit.safetensors",
+    "src/rein/testing/pocket_vit_v2.safetensors",
     "src/rein/dgss/recipes/streets-rein.yaml",
     "README.md",
     "LICENSE",

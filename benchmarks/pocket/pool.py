@@ -1,8 +1,7 @@
-"""The unlabelled images for the pretraining of `pocket_vit`: generated streets of many domains and cameras, and generated textures.
+"""The unlabelled pairs for the pretraining of `pocket_vit`: generated streets, each by clear day and in one other look, and textures.
 
-Streets have up to `MAX_STREETS` seeds from `FIRST_STREET` on, which the data set `scenes` never uses. A street is rendered once, in
-one domain, and its labels and depth are dropped. Image `i` depends only on the pool's seed and `i`, so that any number of processes
-renders the same pool.
+Streets have up to `MAX_STREETS` seeds from `FIRST_STREET` on, which the data set `scenes` never uses. Labels and depth are dropped.
+Pair `i` depends only on the pool's seed and `i`, so that any number of processes renders the same pool.
 """
 
 from __future__ import annotations
@@ -16,65 +15,72 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 
-from rein.dgss.scenes import DOMAINS, render
+from rein.dgss.scenes import DOMAINS, render_domains
 
 FIRST_STREET, MAX_STREETS = 1_000_000, 100_000
 HEIGHT, WIDTH = 128, 256
-TEXTURES = 0.12  # share of the images that show no street
-POOL_DOMAINS = (*DOMAINS, "dusk")
+TEXTURES = 0.08  # share of the pairs that show no street
+DAY, DUSK = DOMAINS[0], "dusk"
+LOOKS = (*DOMAINS[1:], DUSK)  # the other look of a street
 
 
 def make_pool(path: Path, count: int, seed: int, workers: int) -> np.ndarray:
-    """Render `count` images into one `.npy` file, unless it exists.
+    """Render `count` pairs into one `.npy` file, unless it exists.
 
     Returns:
-        The images, (N, 128, 256, 3) uint8, memory-mapped.
+        The pairs, (N, 128, 256, 6) uint8, memory-mapped: day, then the other look.
 
     Raises:
-        ValueError: `count` is larger than `MAX_STREETS`, or than the number of images in an existing file.
+        ValueError: `count` is larger than `MAX_STREETS`, or than the number of pairs in an existing file.
     """
     if count > MAX_STREETS:
         raise ValueError(
-            f"{count} images need streets that are reserved for training and evaluation; expected at most {MAX_STREETS}."
+            f"{count} pairs need streets that are reserved for training and evaluation; expected at most {MAX_STREETS}."
         )
     if not path.exists():
         unfinished = path.with_suffix(".part")
-        pool = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=(count, HEIGHT, WIDTH, 3))
+        pool = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=(count, HEIGHT, WIDTH, 6))
         with multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else nullcontext() as processes:
             ordered_map = map if processes is None else partial(processes.imap, chunksize=16)
-            for number, image in enumerate(ordered_map(partial(draw_image, seed=seed), range(count))):
-                pool[number] = image
+            for number, pair in enumerate(ordered_map(partial(draw_pair, seed=seed), range(count))):
+                pool[number] = pair
         pool.flush()
         unfinished.rename(path)
     pool = np.load(path, mmap_mode="r")
     if len(pool) < count:
-        raise ValueError(f"{path} holds {len(pool)} images; expected at least {count}. Delete it, or choose another folder.")
+        raise ValueError(f"{path} holds {len(pool)} pairs; expected at least {count}. Delete it, or choose another folder.")
     return pool[:count]
 
 
-def draw_image(number: int, seed: int) -> np.ndarray:
-    """Draw image `number` of the pool, (128, 256, 3) uint8."""
+def draw_pair(number: int, seed: int) -> np.ndarray:
+    """Draw pair `number` of the pool, (128, 256, 6) uint8: the street by clear day, and the same street in another look.
+
+    A texture has one look only, which stands twice.
+    """
     random = np.random.default_rng((seed, number))
     if random.random() < TEXTURES:
-        return draw_texture(random)
+        return np.tile(draw_texture(random), 2)
     return draw_street(random, FIRST_STREET + number)
 
 
 def draw_street(random: Generator, street: int) -> np.ndarray:
-    """A street in a random domain: a window of an image that may be larger, as from a camera that is nearer."""
+    """A street by day and in a random look: the same window of two images that may be larger, as from a camera that is nearer."""
     height = HEIGHT if random.random() < 0.5 else int(random.integers(HEIGHT, 208))
     size = height, 2 * height
-    domain = POOL_DOMAINS[random.integers(len(POOL_DOMAINS))]
-    image = _dusk(street, size, random) if domain == "dusk" else render(street, domain, size).image
+    look = LOOKS[random.integers(len(LOOKS))]
+    if look == DUSK:
+        day, night = (scene.image for scene in render_domains(street, (DAY, "night"), size))
+        other = _dusk(day, night, random)
+    else:
+        day, other = (scene.image for scene in render_domains(street, (DAY, look), size))
     top, left = random.integers(height - HEIGHT + 1), random.integers(size[1] - WIDTH + 1)
-    return image[top : top + HEIGHT, left : left + WIDTH]
+    return np.concatenate([day, other], -1)[top : top + HEIGHT, left : left + WIDTH]
 
 
-def _dusk(street: int, size: tuple[int, int], random: Generator) -> np.ndarray:
+def _dusk(day: np.ndarray, night: np.ndarray, random: Generator) -> np.ndarray:
     """Dusk: dimmed and tinted daylight, added to the street at night."""
     light = random.uniform(0.2, 0.5) * random.uniform(0.75, 1.25, 3)
-    image = render(street, "day", size).image * light + 0.75 * render(street, "night", size).image
-    return np.clip(image, 0, 255).astype(np.uint8)
+    return np.clip(day * light + 0.75 * night, 0, 255).astype(np.uint8)
 
 
 def draw_texture(random: Generator) -> np.ndarray:

@@ -27,14 +27,17 @@ from rein.testing.models import POCKET_WEIGHTS
 
 SIZES = ((128, 128), (96, 192))  # sizes of the crops, which alternate from step to step
 PEAK_RATE, WARM_UP, WEIGHT_DECAY = 1e-3, 0.05, 0.05
+SEEN_BY_DAY = 0.3  # share of the crops that the encoder sees by day, too
+MOMENTUM, FIRST_MOMENTUM, FIRST_STEPS = 0.996, 0.99, 100  # of the teacher
 
 
 def build(seed: int) -> tuple[MaskedAutoencoder, torch.optim.Optimizer]:
     """Build the model with random weights, and its optimizer."""
     torch.manual_seed(seed)
     model = MaskedAutoencoder(pocket_vit(pretrained=False))
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
     return model, torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95))
 
@@ -51,15 +54,17 @@ def train_step(
     """Run one step and return the loss. Its random numbers depend only on the seed and the step."""
     generator = torch.Generator().manual_seed(options.seed * 1_000_000_007 + step)
     chosen = torch.randint(len(pool), (options.batch,), generator=generator)
-    images = torch.from_numpy(np.stack([pool[number] for number in chosen.tolist()]))
-    clean = crops(images, SIZES[step % len(SIZES)], generator)
-    loss = model(relight(clean, generator), clean, generator)
+    pairs = torch.from_numpy(np.stack([pool[number] for number in chosen.tolist()]))
+    day, other = crops(pairs, SIZES[step % len(SIZES)], generator).split(3, 1)
+    seen = torch.where(torch.rand(len(day), 1, 1, 1, generator=generator) < SEEN_BY_DAY, day, other)
+    loss = model(relight(seen, generator), day, generator)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, options.steps)
     optimizer.zero_grad()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_([parameter for parameter in model.parameters() if parameter.requires_grad], 1.0)
     optimizer.step()
+    model.update_teacher(FIRST_MOMENTUM if step < FIRST_STEPS else MOMENTUM)
     return loss.item()
 
 
@@ -120,12 +125,12 @@ def export(work: Path, to: Path) -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="keep the pool (2.4 GB) and the checkpoint in this folder")
+    parser.add_argument("--work", type=Path, required=True, help="keep the pool (4.7 GB) and the checkpoint in this folder")
     parser.add_argument("--export", action="store_true", help="write the weights of the last checkpoint and exit")
     parser.add_argument(
         "--to", type=Path, default=POCKET_WEIGHTS, help="write the exported weights to this file; default: the package's"
     )
-    parser.add_argument("--images", type=int, default=24_000, help="set the number of images in the pool")
+    parser.add_argument("--images", type=int, default=24_000, help="set the number of pairs in the pool")
     parser.add_argument("--steps", type=int, default=6_000)
     parser.add_argument("--stop", type=int, help="stop after this step; the schedule is still that of --steps")
     parser.add_argument("--batch", type=int, default=32)

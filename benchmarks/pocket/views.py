@@ -15,26 +15,30 @@ def uniform(low: float, high: float, generator: torch.Generator, *shape: int) ->
 
 
 def crops(images: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Crop every image at random: zoomed by up to 2, stretched, mirrored and tilted a little.
+    """Crop every image at random: zoomed by up to 2, stretched, mirrored, tilted, and bent by a lens.
 
     Args:
-        images: (B, H, W, 3) uint8.
+        images: (B, H, W, C) uint8; all channels are cropped alike.
         size: height and width of the crops in pixels.
         generator: source of all random numbers.
 
     Returns:
-        (B, 3, height, width), from 0 to 1.
+        (B, C, height, width), from 0 to 1.
     """
-    batch, height, width, _ = images.shape
+    batch, height, width, channels = images.shape
     zoom = torch.exp(uniform(math.log(0.5), 0, generator, batch))
     stretch = torch.exp(uniform(-0.25, 0.25, generator, batch))
     high = (zoom * stretch).clamp(max=1)  # share of the image's height
     wide = (zoom / stretch * size[1] / size[0] * height / width).clamp(max=1)
     mirror = uniform(-1, 1, generator, batch).sign()
-    tilt = uniform(-0.08, 0.08, generator, batch)
+    tilt = uniform(-0.12, 0.12, generator, batch)
     across = torch.stack([wide * mirror, -high * tilt * height / width, (1 - wide) * uniform(-1, 1, generator, batch)], 1)
     down = torch.stack([wide * mirror * tilt * width / height, high, (1 - high) * uniform(-1, 1, generator, batch)], 1)
-    grid = F.affine_grid(torch.stack([across, down], 1), [batch, 3, *size], align_corners=False)
+    grid = F.affine_grid(torch.eye(2, 3)[None], [1, channels, *size], align_corners=False)
+    bend = uniform(-0.08, 0.16, generator, batch, 1, 1, 1)
+    bent = grid * (1 + bend * grid.square().sum(-1, keepdim=True)) / (1 + 2 * bend.clamp(min=0))  # corners stay inside
+    points = torch.cat([bent, torch.ones_like(bent[..., :1])], -1)
+    grid = torch.einsum("bhwk,bck->bhwc", points, torch.stack([across, down], 1))
     pixels = images.permute(0, 3, 1, 2).float() / 255
     return F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
 

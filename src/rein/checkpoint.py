@@ -249,6 +249,11 @@ def blocks_to_wrap(
 def check_architecture(model: nn.Module, header: Header, path: str | os.PathLike[str]) -> None:
     """Raise CheckpointError unless `model` has the architecture name in the header."""
     name, expected = backbones.architecture(model), one_line(header.backbone["architecture"])
+    if name != expected and name.partition(".")[0] == expected.partition(".")[0]:
+        raise CheckpointError(
+            f"{path} was trained on the weights {expected}, the model has {name}: other weights of the same architecture, with other "
+            "features. Train the adapter again, or install the version of rein that wrote the file."
+        )
     if name != expected:
         raise CheckpointError(
             f"{path} was trained on {expected}, the model is {name}; pass a {expected}, or strict=False if both compute the "

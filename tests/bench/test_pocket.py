@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from safetensors.torch import load_file
 from timm.models import VisionTransformer
 
 import rein
-from benchmarks.pocket import pool, pretrain, probe
+from benchmarks.pocket import pool, pretrain, probe, views
 from rein.backbones import input_spec, normalization
+from rein.dgss.scenes import DOMAINS, render_domains
 from rein.errors import CheckpointError, InputError
 from rein.testing import check_backbone, pocket_vit
 from rein.testing.models import POCKET_VIT, POCKET_WEIGHTS
@@ -97,13 +99,23 @@ def test_it_can_have_a_classifier(images):
 def test_an_adapter_does_not_fit_another_patch_size(tmp_path):
     rein.save(rein.wrap(pocket_vit()), tmp_path / "adapter.safetensors")
     rein.load(pocket_vit(), tmp_path / "adapter.safetensors")
-    with pytest.raises(CheckpointError, match="pocket_vit_patch16"):
+    with pytest.raises(CheckpointError, match=r"pocket_vit_patch16\.v2"):
         rein.load(pocket_vit(patch_size=16), tmp_path / "adapter.safetensors")
+
+
+def test_an_adapter_for_the_weights_of_another_version_is_refused(tmp_path):
+    model = rein.wrap(pocket_vit())
+    model.pretrained_cfg["architecture"] = "pocket_vit"  # as in files for the first weights
+    rein.save(model, tmp_path / "adapter.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"trained on the weights pocket_vit, the model has pocket_vit\.v2: .*Train the adapter"
+    ):
+        rein.load(pocket_vit(), tmp_path / "adapter.safetensors")
 
 
 def test_it_passes_the_backbone_checks(images):
     assert "features" in check_backbone(pocket_vit(), images, compile=False)
-    assert rein.summary(rein.wrap(pocket_vit())).backbone == "pocket_vit"
+    assert rein.summary(rein.wrap(pocket_vit())).backbone == "pocket_vit.v2"
 
 
 def test_a_probe_of_its_features_beats_random_ones_by_day_and_in_unseen_domains():
@@ -143,14 +155,60 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         pretrain.train(options(tmp_path, seed=4))
 
 
-def test_an_image_of_the_pool_depends_only_on_seed_and_number(tmp_path):
+def test_a_pair_of_the_pool_depends_only_on_seed_and_number(tmp_path):
     made = pool.make_pool(tmp_path / "pool.npy", 3, seed=0, workers=1)
-    assert all(np.array_equal(made[number], pool.draw_image(number, seed=0)) for number in (2, 0, 1))
-    assert not np.array_equal(made[0], pool.draw_image(0, seed=1))
-    with pytest.raises(ValueError, match="holds 3 images; expected at least 4"):
+    assert all(np.array_equal(made[number], pool.draw_pair(number, seed=0)) for number in (2, 0, 1))
+    assert not np.array_equal(made[0], pool.draw_pair(0, seed=1))
+    with pytest.raises(ValueError, match="holds 3 pairs; expected at least 4"):
         pool.make_pool(tmp_path / "pool.npy", 4, seed=0, workers=1)
     with pytest.raises(ValueError, match="expected at most 100000"):
         pool.make_pool(tmp_path / "other.npy", 100_001, seed=0, workers=1)
+
+
+def test_a_pair_shows_one_street_by_day_and_in_another_look():
+    found = {}
+    for number in range(40):
+        day, other = np.split(pool.draw_pair(number, seed=0), 2, -1)
+        for domain in DOMAINS[1:]:
+            scenes = render_domains(pool.FIRST_STREET + number, ("day", domain))
+            if np.array_equal(other, scenes[1].image):  # neither a texture nor zoomed
+                assert np.array_equal(day, scenes[0].image)
+                found[domain] = number
+        if len(found) > 1:
+            return
+    raise AssertionError(f"pairs of at least two looks were expected among the first; found {found}")
+
+
+def test_a_texture_stands_twice():
+    texture = np.split(next(pair for pair in map(partial(pool.draw_pair, seed=0), range(100)) if is_texture(pair)), 2, -1)
+    assert np.array_equal(*texture)
+
+
+def is_texture(pair):
+    return np.array_equal(pair[..., :3], pair[..., 3:])
+
+
+def test_both_images_of_a_pair_are_cropped_alike():
+    image = torch.randint(256, (4, 128, 256, 3), dtype=torch.uint8)
+    first, second = views.crops(torch.cat([image, image], -1), (96, 192), torch.Generator().manual_seed(0)).split(3, 1)
+    assert first.shape == (4, 3, 96, 192)
+    assert torch.equal(first, second)
+    assert 0 <= first.min() < first.max() <= 1
+
+
+def test_the_teacher_follows_the_encoder_without_gradients():
+    model, optimizer = pretrain.build(0)
+    before = {name: value.clone() for name, value in model.teacher.state_dict().items()}
+    pairs = np.stack([pool.draw_pair(number, seed=0) for number in range(2)])
+    pretrain.train_step(model, optimizer, pairs, 0, options(None))
+    moved, encoder = model.teacher.state_dict(), model.encoder.state_dict()
+    assert all(parameter.grad is None for parameter in model.teacher.parameters())
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert not trained & {id(parameter) for parameter in model.teacher.parameters()}
+    for name in ("blocks.7.attn.qkv.weight", "patch_embed.proj.weight"):
+        expected = before[name] + (1 - pretrain.FIRST_MOMENTUM) * (encoder[name] - before[name])
+        torch.testing.assert_close(moved[name], expected, rtol=0, atol=1e-7)
+        assert not torch.equal(moved[name], before[name])
 
 
 def test_unfinished_weights_are_not_exported_into_the_package(tmp_path):

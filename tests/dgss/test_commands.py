@@ -1,5 +1,6 @@
 """`rein fit / validate / test / predict / recipes / compare` from end to end, at toy size."""
 
+import importlib.metadata
 import json
 import math
 import os
@@ -641,3 +642,25 @@ class TestKilled:
                 assert torch.equal(tensor, other["state_dict"][key]), key
             for key, tensor in one["rein"]["average"].items():
                 assert torch.equal(tensor, other["rein"]["average"][key]), key
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("active", "active")])
+def test_the_command_keeps_idle_threads_from_spinning_and_the_library_does_not(given, expected):
+    program = """
+import importlib.metadata, os, sys
+entry = importlib.metadata.EntryPoint("rein", "_rein_command:main", "console_scripts").load()
+assert "torch" not in sys.modules
+import rein.cli
+print(os.environ.get("OMP_WAIT_POLICY"))
+rein.cli.main = lambda: print(os.environ["OMP_WAIT_POLICY"]) or 0
+assert entry() == 0
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(given), expected]
+
+
+def test_the_installed_command_is_that_entry_point():
+    scripts = importlib.metadata.entry_points(group="console_scripts", name="rein")
+    assert {script.value for script in scripts} == {"_rein_command:main"}

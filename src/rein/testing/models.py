@@ -11,7 +11,8 @@ from torch import nn
 from rein.errors import InputError
 
 POCKET = "pocket_vit"  # its name where names of timm models are expected; timm does not know it
-POCKET_WEIGHTS = Path(__file__).with_name("pocket_vit.safetensors")
+POCKET_VERSION = "v2"  # of the weights: an adapter for one version does not fit another
+POCKET_WEIGHTS = Path(__file__).with_name(f"pocket_vit_{POCKET_VERSION}.safetensors")
 POCKET_VIT = {
     "img_size": 128,
     "patch_size": 8,
@@ -37,7 +38,7 @@ def tiny_vit(**settings: Any) -> nn.Module:
 
 
 def pocket_vit(pretrained: bool = True, **settings: Any) -> nn.Module:
-    """Build a timm `VisionTransformer` that is pretrained without labels on generated street scenes.
+    """Build a timm `VisionTransformer` that is pretrained without labels on generated street scenes, in many lights and weathers.
 
     It has 8 blocks of width 144 and accepts images whose sides are multiples of 8 pixels, the patch size. Normalise the images with
     `rein.backbones.normalization`. It is not a foundation model and was not trained on photographs. `benchmarks/pocket` has the model
@@ -58,7 +59,7 @@ def pocket_vit(pretrained: bool = True, **settings: Any) -> nn.Module:
     # an adapter for one patch size must not load into a model with another, so the name differs
     name = POCKET if patch == POCKET_VIT["patch_size"] else f"{POCKET}_patch{patch}"
     model.pretrained_cfg = {
-        "architecture": name,
+        "architecture": f"{name}.{POCKET_VERSION}",
         "input_size": (3, *size),
         "fixed_input_size": not model.dynamic_img_size,
         "mean": POCKET_MEAN,

@@ -9,6 +9,7 @@ Belongs here: the renderer, and no data set or file format. It imports numpy, Pi
 """
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from rein.dgss.scenes.readback import SUPERSAMPLING, read_back
 from rein.dgss.scenes.weather import RENDERERS
 from rein.errors import InputError
 
-__all__ = ["DOMAINS", "Scene", "render"]
+__all__ = ["DOMAINS", "Scene", "render", "render_domains"]
 
 DOMAINS = tuple(RENDERERS)
 
@@ -57,13 +58,22 @@ def render(seed: int, domain: str = "day", size: tuple[int, int] = (128, 256)) -
     Raises:
         InputError: the domain is unknown, the seed is not a non-negative integer, or the size is too small.
     """
+    return render_domains(seed, (domain,), size)[0]
+
+
+def render_domains(seed: int, domains: Sequence[str], size: tuple[int, int] = (128, 256)) -> list[Scene]:
+    """Render the street of one seed in several domains; it is painted only once. Arguments and errors as for `render`."""
     seed, (height, width) = _check_seed(seed), _check_size(size)
-    if domain not in DOMAINS:
-        raise InputError(f"domain is {domain!r}; expected one of {', '.join(DOMAINS)}. Correct the name.")
+    for domain in domains:
+        if domain not in DOMAINS:
+            raise InputError(f"domain is {domain!r}; expected one of {', '.join(DOMAINS)}. Correct the name.")
     street, painter = paint_street(_generator(seed, 0), SUPERSAMPLING * height, SUPERSAMPLING * width)
-    view = read_back(painter, street)
-    image = RENDERERS[domain](view, _generator(seed, 1 + DOMAINS.index(domain)))
-    return Scene(image=image, label=view.label, depth=view.depth)
+    scenes = []
+    for domain in domains:
+        view = read_back(painter, street)  # anew for each domain: a renderer may change it
+        image = RENDERERS[domain](view, _generator(seed, 1 + DOMAINS.index(domain)))
+        scenes.append(Scene(image=image, label=view.label, depth=view.depth))
+    return scenes
 
 
 def _check_seed(seed: int) -> int:

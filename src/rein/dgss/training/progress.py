@@ -33,6 +33,13 @@ class ProgressLines(Callback):
         if time.monotonic() - self._printed >= INTERVAL:
             self._print(trainer)
 
+    def on_validation_batch_end(self, trainer: lightning.Trainer, *arguments: Any, **more: Any) -> None:
+        """As in training."""
+        if trainer.state.fn == "fit":
+            self.on_train_batch_end(trainer)
+        else:
+            self._print_evaluation(trainer, "validate", arguments)
+
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print a line with the new source mIoU."""
         if trainer.state.fn == "fit":
