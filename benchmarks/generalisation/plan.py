@@ -8,7 +8,9 @@ from benchmarks.generalisation.contenders import (
     ABLATIONS,
     CONTENDERS,
     CONTROLS,
+    CORE,
     EVERYONE,
+    FREE,
     LINKED,
     SCHEDULED,
     UNSCHEDULED,
@@ -36,6 +38,7 @@ class Plan:
         contenders: rows of the table.
         head: one of `trial.HEADS`.
         budget: length of every run.
+        choosing: length of the runs that choose rates, where it differs.
         counts: numbers of streets.
         seeds: reported seeds, each with different streets, head weights, crops and order.
         limit: maximum number of CamVid frames of each kind.
@@ -47,6 +50,7 @@ class Plan:
     contenders: tuple[Contender, ...]
     head: str = "linear"
     budget: Budget = field(default_factory=Budget)
+    choosing: Budget | None = None
     counts: Counts = field(default_factory=Counts)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     limit: int | None = None
@@ -57,24 +61,29 @@ class Plan:
         """The plan's name in file names."""
         return self.name.replace(" ", "-")
 
+    def budget_of(self, seed: int) -> Budget:
+        """Length of the runs of a seed."""
+        return self.choosing or self.budget if seed == CHOOSING else self.budget
+
     @property
     def benchmark(self) -> str:
         """Name of the results."""
         return f"generalisation-{self.stem}"
 
 
+def _named(*names: str) -> tuple[Contender, ...]:
+    return tuple(EVERYONE[name] for name in names)
+
+
 PLANS = {
     plan.name: plan
     for plan in (
-        Plan("streets", STREETS, (*CONTENDERS, *ABLATIONS, *CONTROLS), about="generated streets, every method and ablation"),
-        Plan("camvid", CAMVID, CONTENDERS, about="real frames, day to dusk"),
+        Plan("streets", STREETS, (*CONTENDERS, CORE, *CONTROLS), about="generated streets, every method"),
         Plan(
-            "query link",
+            "ablations",
             STREETS,
-            (EVERYONE[FREEZE], EVERYONE["rein zero-init"], LINKED),
-            head="mask2former",
-            budget=Budget(steps=300),
-            about="the paper's head, small, with and without the link from tokens to queries",
+            (*_named(FREEZE, "rein zero-init"), CORE, *ABLATIONS),
+            about="generated streets, ablations of Rein",
         ),
         Plan(
             "schedules",
@@ -82,6 +91,29 @@ PLANS = {
             (EVERYONE[FREEZE], *UNSCHEDULED, *SCHEDULED),
             about="Rein, LoRA, DoRA and SoMA, each with and without the weight average and the annealed decay of SoMA's recipes",
         ),
+        Plan(
+            "long",
+            STREETS,
+            (*_named(FREEZE, "full", "lora", "rein"), CORE),
+            budget=Budget(steps=2000),
+            choosing=Budget(),
+            about="generated streets, five times as many steps, with the rates of 400 steps",
+        ),
+        Plan(
+            "fpn",
+            STREETS,
+            (*_named(FREEZE, "full", "lora", "adaptformer", "rein"), CORE),
+            head="fpn",
+            about="generated streets, a small FPN head",
+        ),
+        Plan(
+            "mask2former",
+            STREETS,
+            (*_named(FREEZE, "full", "lora"), LINKED, FREE),
+            head="mask2former",
+            about="generated streets, the paper's head, small, with and without the link from tokens to queries",
+        ),
+        Plan("camvid", CAMVID, CONTENDERS, about="real frames, day to dusk"),
     )
 }
 
@@ -92,6 +124,7 @@ def tiny(plan: Plan) -> Plan:
         plan,
         contenders=plan.contenders[:2],
         budget=Budget(steps=2, batch=2, crop=32),
+        choosing=None,
         counts=Counts(4, 2, 2),
         seeds=(0, 1),
         limit=4,

@@ -29,7 +29,7 @@ from rein.dgss.training.task import DivergedError
 from rein.errors import InputError
 from rein.testing.models import POCKET_WEIGHTS
 
-SHOWN = ("freeze", "rein zero-init", "full")  # contenders in the picture of examples
+SHOWN = ("freeze", "full", "rein")  # contenders in the picture of examples
 
 
 def backbone_facts() -> dict[str, Any]:
@@ -49,22 +49,23 @@ def data_section(plan: Plan, seed: int, work: Path, camvid: Path | None, targets
     return data.camvid(camvid, work / "data", plan.limit, targets)
 
 
-def settings_of(plan: Plan) -> dict[str, Any]:
-    """Settings on which the results of a plan depend."""
-    what = {"head": plan.head, "budget": asdict(plan.budget), "counts": asdict(plan.counts), "limit": plan.limit}
+def settings_of(plan: Plan, seed: int = 0) -> dict[str, Any]:
+    """Settings on which the results of a seed of a plan depend."""
+    budget = plan.budget_of(seed)
+    what = {"head": plan.head, "budget": asdict(budget), "counts": asdict(plan.counts), "limit": plan.limit}
     return {"backbone": backbone_facts(), **what}
 
 
 def run_folder(plan: Plan, name: str, rates: Rates, seed: int, work: Path) -> Path:
-    """The folder of a run, which holds `row.json` if the run is finished."""
+    """The folder of a run, which holds `row.json` if the run is finished. Plans share the runs that they have in common."""
     stem = f"{name}-{rates.head:g}-{rates.method:g}-{seed}".replace(" ", "-").replace(",", "")
-    return work / plan.stem / stem
+    return work / f"{plan.data}-{plan.head}-{plan.budget_of(seed).steps}" / stem
 
 
 def one_run(plan: Plan, name: str, rates: Rates, seed: int, work: Path, camvid: Path | None) -> dict[str, Any]:
     """Execute a run, or read its figures if it is finished."""
     contender = CONTENDERS_BY_NAME[name]
-    facts = {**settings_of(plan), "data": data.version(plan.data, camvid), "contender": contender.facts()}
+    facts = {**settings_of(plan, seed), "data": data.version(plan.data, camvid), "contender": contender.facts()}
     folder = run_folder(plan, name, rates, seed, work)
     finished = folder / "row.json"
     if finished.exists():
@@ -79,7 +80,7 @@ def one_run(plan: Plan, name: str, rates: Rates, seed: int, work: Path, camvid: 
     shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
     choosing = seed == CHOOSING
     section = data_section(plan, seed, work, camvid, targets=not choosing)
-    config = trial.configuration(contender, plan.head, section, plan.budget, rates, seed, folder)
+    config = trial.configuration(contender, plan.head, section, plan.budget_of(seed), rates, seed, folder)
     row = {"purpose": "choose" if choosing else "evaluate", "contender": name}
     row |= {"head_rate": rates.head, "rate": rates.method, "seed": seed}
     try:
@@ -204,6 +205,6 @@ def draw_examples(plan: Plan, content: dict[str, Any], work: Path) -> Path | Non
     folders = {name: folder for name, folder in folders.items() if (folder / "test" / "results.json").exists()}
     if not folders:
         return None
-    out = work / plan.stem / "examples"
+    out = work / f"examples-{plan.stem}"
     compare(list(folders.values()), out, list(folders))
     return out / "panel.png"

@@ -36,6 +36,7 @@ class Rates:
 
 HEADS: dict[str, dict[str, Any]] = {  # on feature maps of the paper's four blocks
     "linear": {"head": "LinearHead"},
+    "fpn": {"head": "FPNHead", "head_settings": {"channels": 64, "tower_channels": 32}},
     "mask2former": {
         "head": "Mask2FormerHead",
         "head_settings": {
