@@ -126,10 +126,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, except None and False."""
+    """Shows defaults, except None, False and True."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        hidden = action.default is None or isinstance(action.default, bool)
+        return action.help if hidden else super()._get_help_string(action)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -354,11 +355,11 @@ def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
         help="train on one domain, evaluate on others that training never shows",
-        description="Train on ONE source domain and evaluate on every other: the frozen backbone with a head only, Rein, and "
-        "with --full full fine-tuning. Without --data, street scenes are generated: clear day is the source; fog, night, rain "
-        "and snow are the targets (pocket_vit was pretrained on such images, without labels). Writes a run folder for each "
-        "method, table.txt, results.json and panel.png. The same command again keeps finished runs and resumes interrupted "
-        "ones.",
+        description="Train on ONE source domain and evaluate on every other: the frozen backbone with a head only, full "
+        "fine-tuning, and Rein with its default configuration. Without --data, street scenes are generated: clear day is the "
+        "source; fog, night, rain and snow are the targets (pocket_vit was pretrained on such images, without labels). Writes a "
+        "run folder for each method, table.txt, results.json and panel.png. The same command again keeps finished runs and "
+        "resumes interrupted ones.",
         formatter_class=_HelpWithDefaults,
     )
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER", help="folder of the results")
@@ -371,8 +372,10 @@ def _add_demo(commands: Any) -> None:
     )
     demo.add_argument("--pretrained", action="store_true", help="download timm's weights")
     demo.add_argument("--patch-size", type=_positive, metavar="P", help="patch size of the backbone in pixels")
-    demo.add_argument("--full", action="store_true", help="fine-tune the whole backbone, too")
-    demo.add_argument("--steps", type=_positive, default=800, metavar="N", help="optimizer steps per method")
+    demo.add_argument(
+        "--full", action=argparse.BooleanOptionalAction, default=True, help="fine-tune the whole backbone, too (default: yes)"
+    )
+    demo.add_argument("--steps", type=_positive, default=400, metavar="N", help="optimizer steps per method")
     demo.add_argument("--batch-size", type=_batch, default=4, metavar="N", help="images per step")
     demo.add_argument(
         "--lr",

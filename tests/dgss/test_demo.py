@@ -32,9 +32,7 @@ def streets(tmp_path_factory):
     """The folder of a small demo on generated streets with all methods, and what it printed."""
     out = tmp_path_factory.mktemp("demo") / "out"
     said = []
-    options = demo.Options(
-        out=out, backbone="test_vit", pretrained=False, patch_size=8, full=True, steps=4, batch_size=2, lr=1e-3, scenes=8
-    )
+    options = demo.Options(out=out, backbone="test_vit", pretrained=False, patch_size=8, steps=4, batch_size=2, lr=1e-3, scenes=8)
     table = demo.run(options, said.append)
     return out, table, said
 
@@ -42,8 +40,8 @@ def streets(tmp_path_factory):
 def test_the_demo_compares_all_methods_and_leaves_its_files(streets):
     out, table, said = streets
     content = json.loads((out / "results.json").read_text())
-    frozen, with_rein, full = content["results"]
-    assert [result["method"] for result in content["results"]] == ["frozen", "rein", "full"]
+    frozen, full, with_rein = content["results"]
+    assert [result["method"] for result in content["results"]] == ["frozen", "full", "rein"]
     assert frozen["tuned_parameters"] == 0
     norm = sum(parameter.numel() for parameter in timm.create_model("test_vit").norm.parameters())  # reaches no feature map
     assert full["tuned_parameters"] == full["backbone_parameters"] - norm
@@ -101,7 +99,6 @@ def test_a_finished_demo_is_kept_and_one_with_other_settings_is_refused(streets)
         "backbone": "test_vit",
         "pretrained": False,
         "patch_size": 8,
-        "full": True,
         "batch_size": 2,
         "lr": 1e-3,
     }
@@ -136,12 +133,12 @@ def test_the_demo_starts_from_the_pretrained_pocket_backbone_by_default(monkeypa
 
 
 def test_another_backbone_gets_the_papers_rates_and_reins_default(tmp_path):
-    options = demo.Options(out=tmp_path, backbone="vit_small_patch14_dinov2", full=True)
+    options = demo.Options(out=tmp_path, backbone="vit_small_patch14_dinov2")
     configs = demo.configurations(options)
     model = configs["rein"]["model"]
     assert model["lr"] * model["adapter_factor"] == pytest.approx(1e-4)
     assert configs["full"]["model"]["lr"] * configs["full"]["model"]["backbone_factor"] == pytest.approx(1e-5)
-    assert (model["method"], model["method_settings"]) == ("rein", {"query_dim": None, "zero_init": True})
+    assert (model["method"], model.get("method_settings")) == ("rein", None)
 
 
 def test_options_change_the_recipes(tmp_path):
@@ -171,7 +168,7 @@ def test_absent_classes_of_the_source_may_be_allowed(tmp_path):
 
 
 def test_every_method_starts_from_the_same_backbone_and_head(tmp_path):
-    options = demo.Options(out=tmp_path, backbone="test_vit", pretrained=False, full=True, steps=1, batch_size=1, scenes=2)
+    options = demo.Options(out=tmp_path, backbone="test_vit", pretrained=False, steps=1, batch_size=1, scenes=2)
     starts = []
     for name, config in demo.configurations(options).items():
         path = tmp_path / f"{name}.yaml"
@@ -187,7 +184,7 @@ def test_every_method_starts_from_the_same_backbone_and_head(tmp_path):
     for state, other_logits in others:
         assert state.keys() == first.keys()
         assert all(torch.allclose(first[k], v, atol=1e-7) for k, v in state.items())
-        assert torch.allclose(logits, other_logits, atol=1e-5)  # the adapter starts as the identity
+        assert torch.allclose(logits, other_logits, atol=0.01)  # the adapter starts near the identity
 
 
 def test_targets_are_never_read_in_training(tmp_path, monkeypatch):

@@ -401,7 +401,7 @@ def test_the_recipes_for_generated_streets_differ_in_the_method_only():
     assert [config["model"].pop("method") for config in map(json.loads, map(json.dumps, configs))] == [
         "freeze",
         "full",
-        "rein-core",
+        "rein",
     ]
     for section in ("data", "trainer", "state", "checkpoint_every"):
         assert all(config[section] == configs[0][section] for config in configs)
@@ -409,7 +409,7 @@ def test_the_recipes_for_generated_streets_differ_in_the_method_only():
         (config["model"]["lr"], *(config["model"].get(f"{name}_factor") for name in ("adapter", "backbone")))
         for config in configs
     ]
-    assert rates == [(0.03, None, None), (0.03, None, pytest.approx(1 / 30)), (0.03, 0.01, None)]
+    assert rates == [(0.03, None, None), (0.03, None, pytest.approx(1 / 30)), (0.03, pytest.approx(1 / 3), None)]
     assert titles(configs[0]["data"]["targets"]) == ["day", "fog", "night", "rain", "snow"]
 
 

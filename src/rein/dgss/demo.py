@@ -1,4 +1,4 @@
-"""`rein demo`: train the frozen backbone, Rein and, if asked for, full fine-tuning on one domain, and compare them on the others.
+"""`rein demo`: train the frozen backbone, full fine-tuning and Rein on one domain, and compare them on the others.
 
 A loop over recipes: each method is fitted and tested as `rein fit` and `rein test` do, in a run folder of its own, and the runs are
 compared as `rein compare` does. Targets are never read in training; the best state on held-out SOURCE pairs is evaluated.
@@ -18,7 +18,7 @@ from rein.dgss.evaluation.comparison import compare
 from rein.errors import InputError
 from rein.testing.models import POCKET
 
-RECIPES = {"frozen": "streets-frozen", "rein": "streets-rein", "full": "streets-full"}  # name of the run -> recipe
+RECIPES = {"frozen": "streets-frozen", "full": "streets-full", "rein": "streets-rein"}  # name of the run -> recipe
 _RESULTS = ("results.json", "table.txt", "panel.png")
 
 
@@ -53,8 +53,8 @@ class Options:
     backbone: str = POCKET
     pretrained: bool = True
     patch_size: int | None = None
-    full: bool = False
-    steps: int = 800
+    full: bool = True
+    steps: int = 400
     batch_size: int = 4
     lr: float | None = None
     seed: int = 0
@@ -110,8 +110,6 @@ def configurations(options: Options) -> dict[str, dict[str, Any]]:
         config["model"] |= {"backbone": options.backbone, "pretrained": options.pretrained, "patch_size": options.patch_size}
         if options.backbone != POCKET:
             config["model"] |= _PAPER_RATES
-            if name == "rein":
-                config["model"] |= {"method": "rein"}
         if options.lr is not None:
             config["model"]["lr"] = options.lr
         config["data"] |= data | {"batch_size": options.batch_size}
