@@ -213,7 +213,7 @@ def test_what_is_in_the_way_is_named(tmp_path):
     refused(tmp_path / "pipe", "it is not a regular file", None)
     (tmp_path / "file").write_bytes(OLD)
     for path, message in (
-        (tmp_path / "nowhere" / "a", "No such file or directory"),
+        (tmp_path / "nowhere" / "a", "nowhere does not exist"),
         (tmp_path / "file" / "a", "Not a directory"),
         (tmp_path / ("a" * 300), "File name too long"),
         (tmp_path / "a\0b", "embedded null"),

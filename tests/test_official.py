@@ -220,8 +220,15 @@ def test_a_file_that_is_not_a_state_dict_of_tensors_is_an_error(tmp_path, conten
     (tmp_path / "o.pth").write_bytes(b"garbage")
     with pytest.raises(CheckpointError, match="cannot be read as a PyTorch file"):
         official.read(tmp_path / "o.pth")
-    with pytest.raises(CheckpointError, match="cannot read"):
+    (tmp_path / "o.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"o\.pth is empty\. Restore it"):
+        official.read(tmp_path / "o.pth")
+    with pytest.raises(CheckpointError, match=r"cannot read .*nosuch\.pth: no such file"):
         official.read(tmp_path / "nosuch.pth")
+    with pytest.raises(CheckpointError, match=r"cannot read .*a\.pth: .*nowhere does not exist"):
+        official.read(tmp_path / "nowhere" / "a.pth")
+    with pytest.raises(CheckpointError, match="it is a folder; expected the path of a file"):
+        official.read(tmp_path)
 
 
 def test_another_backbone_is_an_error(tmp_path):

@@ -439,7 +439,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Header]:
             or f"{path} is not a complete safetensors file: {one_line(error)}. Pass a file of rein, or restore it from a copy."
         ) from error
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {reason_of(error)}.") from error
+        raise CheckpointError(f"cannot read {path}: {reason_of(error, path)}.") from error
     version = metadata.get(VERSION_KEY)
     if version is None:
         raise CheckpointError(

@@ -46,7 +46,7 @@ def replace_file(path: str | os.PathLike[str], content: bytes | memoryview) -> N
         with suppress(OSError):  # not every file system can sync a folder, and the file is whole either way
             _sync_folder(target.parent)
     except (OSError, RuntimeError, ValueError) as error:  # a loop of symbolic links, before Python 3.13; a null character
-        raise CheckpointError(f"cannot write {path}: {reason_of(error)}.") from error
+        raise CheckpointError(f"cannot write {path}: {reason_of(error, path)}.") from error
 
 
 def check_regular_file(path: str | os.PathLike[str]) -> None:
@@ -72,8 +72,21 @@ def read_text(path: str | os.PathLike[str], most: int) -> str:
     return text
 
 
-def reason_of(error: Exception) -> str:
-    """The reason of an error of the operating system, on one line and without the path."""
+def describe_missing(folder: Path) -> str:
+    """Why a folder is not there: names the first part of its path that does not exist."""
+    for part in [*reversed(folder.parents), folder]:
+        if not part.exists():
+            return f"{part} does not exist"
+    return f"{folder} is not a folder"
+
+
+def reason_of(error: Exception, path: str | os.PathLike[str]) -> str:
+    """The reason why the operating system cannot read or write `path`, on one line: what is missing of it, or what it is."""
+    if isinstance(error, IsADirectoryError):
+        return "it is a folder; expected the path of a file"
+    if isinstance(error, FileNotFoundError):
+        parent = Path(path).parent
+        return "no such file" if parent.is_dir() else describe_missing(parent)
     return one_line(getattr(error, "strerror", None) or error)
 
 

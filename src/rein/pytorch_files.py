@@ -37,6 +37,8 @@ def load(path: str | os.PathLike[str]) -> Any:
         check_regular_file(path)
         with open(path, "rb") as file:
             start = file.read(9)
+            if not start:
+                raise CheckpointError(f"{path} is empty. Restore it from a copy.")
             if start[8:] == b"{" and _size(file) > int.from_bytes(start[:8], "little"):
                 raise CheckpointError(
                     f"{path} is a safetensors file, expected a PyTorch file. Load a file of rein with rein.load or "
@@ -51,11 +53,11 @@ def load(path: str | os.PathLike[str]) -> Any:
     except CheckpointError:
         raise
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {reason_of(error)}.") from error
+        raise CheckpointError(f"cannot read {path}: {reason_of(error, path)}.") from error
     except Exception as error:  # zip, pickle and torch raise their own kinds
         raise CheckpointError(
-            f"{path} cannot be read as a PyTorch file ({type(error).__name__}: {one_line(error)}). Expected a complete file of "
-            "tensors and plain values. If you trust a file that holds more, save its state_dict alone."
+            f"{path} cannot be read as a PyTorch file{f': {one_line(error)}' if ' ' in str(error) else ''}. Expected a complete file "
+            "that torch.save wrote, of tensors and plain values. If you trust a file that holds more, save its state_dict alone."
         ) from error
     return content
 

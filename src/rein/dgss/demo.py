@@ -13,9 +13,9 @@ from typing import Any
 
 from rein.dgss import commands, recipes
 from rein.dgss.data.check import check
-from rein.dgss.data.datasets.files import describe_missing
 from rein.dgss.evaluation.comparison import compare
 from rein.errors import InputError
+from rein.files import describe_missing
 from rein.testing.models import POCKET
 
 RECIPES = {"frozen": "streets-frozen", "full": "streets-full", "rein": "streets-rein"}  # name of the run -> recipe

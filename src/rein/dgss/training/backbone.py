@@ -110,7 +110,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
                 f"{path} is not a complete safetensors file: {one_line(error)}. If it is a PyTorch file, let its name end in .pth."
             ) from error
         except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {reason_of(error)}. Pass the file with --model.weights.") from error
+            raise CheckpointError(f"cannot read {path}: {reason_of(error, path)}. Pass the file with --model.weights.") from error
     found = pytorch_files.load(path)
     for key in ("state_dict", "model"):  # usual names of the entry that holds the tensors
         if isinstance(found, dict) and isinstance(found.get(key), dict):

@@ -20,6 +20,7 @@ from rein.dgss.data.pairs import Pairs, Sample
 from rein.dgss.data.resampling import resize_label
 from rein.dgss.labels import IGNORE_LABEL, LabelSpace
 from rein.errors import InputError
+from rein.files import describe_missing
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 NO_LABEL = "no label"  # start of the reason in `left_out` for an image whose label is missing
@@ -205,14 +206,6 @@ class Files(Pairs):
         self.pairs = [self.pairs[i] for i in kept]
         self._names = [self._names[i] for i in kept]
         self._encodings = [self._encodings[i] for i in kept]
-
-
-def describe_missing(folder: Path) -> str:
-    """Why a folder is not there: names the first part of its path that does not exist."""
-    for part in [*reversed(folder.parents), folder]:
-        if not part.exists():
-            return f"{part} does not exist"
-    return f"{folder} is not a folder"
 
 
 def _find(root: Path, split: str, layouts: Sequence[Sequence[Layout]]) -> tuple[list[_Found], list[Path]]:

@@ -9,14 +9,14 @@ from pathlib import Path
 from rein.dgss.data.datasets import class_maps
 from rein.dgss.data.datasets.corruptions import Corrupted
 from rein.dgss.data.datasets.encodings import Colours, Encoding, class_numbers, colour_table, png_header, read_values
-from rein.dgss.data.datasets.files import IMAGE_SUFFIXES, Files, Layout, describe_missing
+from rein.dgss.data.datasets.files import IMAGE_SUFFIXES, Files, Layout
 from rein.dgss.data.datasets.generated import Scenes, scene_seeds
 from rein.dgss.data.datasets.matlab import read_matrices
 from rein.dgss.data.datasets.spec import DatasetSpec, Part, Request
 from rein.dgss.data.pairs import Pairs
 from rein.dgss.labels import LabelSpace, label_space, read_index
 from rein.errors import InputError, one_line
-from rein.files import read_text
+from rein.files import describe_missing, read_text
 
 CONDITIONS = ("fog", "night", "rain", "snow")
 
