@@ -94,6 +94,9 @@ def train(options: argparse.Namespace) -> None:
             torch.save(state | {"facts": facts}, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)
             losses.clear()
+        if options.keep and (step + 1) % options.keep == 0:
+            encoder = {name: tensor.half() for name, tensor in model.encoder.state_dict().items()}
+            torch.save({"encoder": encoder, "step": step + 1, "facts": facts}, options.work / f"step-{step + 1}.pt")
 
 
 def export(work: Path, to: Path) -> None:
@@ -131,10 +134,11 @@ def main() -> None:
         "--to", type=Path, default=POCKET_WEIGHTS, help="write the exported weights to this file; default: the package's"
     )
     parser.add_argument("--images", type=int, default=24_000, help="set the number of pairs in the pool")
-    parser.add_argument("--steps", type=int, default=6_000)
+    parser.add_argument("--steps", type=int, default=3_000)
     parser.add_argument("--stop", type=int, help="stop after this step; the schedule is still that of --steps")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--every", type=int, default=100, help="set the number of steps between checkpoints")
+    parser.add_argument("--keep", type=int, metavar="N", help="also keep the encoder of every N-th step, for the probe's curve")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

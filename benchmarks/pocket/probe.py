@@ -1,6 +1,7 @@
 """Linear probe of the features of `pocket_vit`, pretrained and random: fitted by day, evaluated in every domain.
 
 python -m benchmarks.pocket.probe --out benchmarks/pocket/probe.json
+python -m benchmarks.pocket.probe --checkpoints FOLDER --out benchmarks/pocket/curve.json     # of a pretraining run
 
 The probe is ridge regression in closed form, from the patch tokens of three blocks to the share of every class in the patch. It has
 no schedule and no random state. Repeats differ in the streets of the fit and, for the random backbone, in its weights.
@@ -31,6 +32,7 @@ RIDGE = 10.0
 CLASSES = len(CITYSCAPES_CLASSES)
 STREETS = 100  # for each fit
 EVALUATED = range(2000, 2060)  # seeds of streets on which no design choice was based
+CHOOSING = range(1000, 1100), range(500, 540)  # fitted on and evaluated on while the pretraining was designed, by day
 
 
 @functools.cache
@@ -89,6 +91,20 @@ def evaluate(model: nn.Module, fit_on: range, evaluate_on: range = EVALUATED) ->
     return found
 
 
+def curve(folder: Path) -> list[dict[str, float]]:
+    """Probes of all checkpoints that a pretraining run kept, on the streets by which the pretraining was designed."""
+    rows = []
+    for path in folder.glob("step-*.pt"):
+        found = torch.load(path, weights_only=True)
+        model = pocket_vit(pretrained=False)
+        model.load_state_dict(found["encoder"])
+        miou = evaluate(model, *CHOOSING)
+        day = miou.pop(DOMAINS[0])
+        unseen = sum(miou.values()) / len(miou)
+        rows.append({"images": found["facts"]["images"], "step": found["step"], "day": round(day, 1), "unseen": round(unseen, 1)})
+    return sorted(rows, key=lambda row: row["step"])
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,8 +112,16 @@ def main() -> None:
     parser.add_argument(
         "--repeats", type=int, default=3, help="set the number of fits, on disjoint streets and with other random backbones"
     )
+    parser.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="probe the checkpoints of a pretraining run instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.checkpoints:
+        rows = curve(options.checkpoints)
+        if not rows:
+            parser.error(f"--checkpoints {options.checkpoints}; expected a folder with step-*.pt, as pretrain --keep writes")
+        options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        print(text_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+        return
     results: dict[str, dict] = {}
     for name, pretrained in (("random", False), ("pretrained", True)):
         runs = []

@@ -123,11 +123,22 @@ def test_a_probe_of_its_features_beats_random_ones_by_day_and_in_unseen_domains(
     few = {"fit_on": range(30), "evaluate_on": range(2000, 2012)}
     random, pretrained = (probe.evaluate(pocket_vit(weights), **few) for weights in (False, True))
     assert pretrained["day"] > random["day"] + 4
-    assert np.mean([pretrained[d] - random[d] for d in ("fog", "night", "rain", "snow")]) > 2.5
+    assert np.mean([pretrained[d] - random[d] for d in ("fog", "night", "rain", "snow")]) > 6
+
+
+def test_the_curve_probes_every_checkpoint_that_was_kept(tmp_path, monkeypatch):
+    pretrain.train(options(tmp_path, keep=2))
+    monkeypatch.setattr(probe, "CHOOSING", (range(3), range(500, 502)))
+    rows = probe.curve(tmp_path)
+    assert [(row["step"], row["images"]) for row in rows] == [(2, 6), (4, 6)]
+    last = pocket_vit(pretrained=False)
+    last.load_state_dict(torch.load(tmp_path / "step-4.pt", weights_only=True)["encoder"])
+    assert rows[-1]["day"] == pytest.approx(probe.evaluate(last, *probe.CHOOSING)["day"], abs=0.05)
+    assert not probe.curve(tmp_path / "nothing")
 
 
 def options(work, **changes):
-    facts = {"work": work, "seed": 3, "images": 6, "batch": 2, "steps": 4, "stop": None, "every": 1, "threads": 1}
+    facts = {"work": work, "seed": 3, "images": 6, "batch": 2, "steps": 4, "stop": None, "every": 1, "keep": None, "threads": 1}
     return Namespace(**{**facts, **changes})
 
 
