@@ -3,9 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 QUICK := adapter refinement stagewise config conformance parameters layout checkpoint injection
+DEVICE ?= cuda
+AMOUNT ?= --full
+GPU_RESULTS ?= benchmarks/results/gpu
 CORE := -m "not sweep and not slow" tests --ignore tests/dgss --ignore tests/bench
 
-.PHONY: demo test test-quick test-backbones test-recipes fuzz test-oldest test-newest dist test-dist bench format clean
+.PHONY: demo test test-quick test-backbones test-recipes fuzz test-oldest test-newest dist test-dist bench bench-gpu format clean
 
 demo: .venv/installed  ## train and evaluate the comparison of the README: results in runs/demo
 	$(BIN)/rein demo --out runs/demo
@@ -43,6 +46,11 @@ test-dist: dist  ## install what `make dist` built into empty environments: alon
 
 bench: .venv/installed  ## a sample of every benchmark, some minutes: results in runs/bench
 	$(BIN)/python -m benchmarks --out runs/bench
+
+bench-gpu: .venv/installed  ## everything that a GPU can tell, within 45 minutes; the same command goes on after an interruption
+	$(BIN)/python -m pytest -n 0 -m gpu
+	$(BIN)/python -m benchmarks recipe throughput memory scaling data $(AMOUNT) --device $(DEVICE) --dtype bfloat16 \
+		--resume --minutes 40 --out $(GPU_RESULTS)
 
 format: .venv/installed
 	$(BIN)/ruff format src tests benchmarks

@@ -19,8 +19,9 @@ from rein.dgss import methods
 def backbone(name: str, size: int) -> nn.Module:
     """A frozen bare backbone without a classifier, for images of size x size."""
     torch.manual_seed(0)
+    patches = {"patch_size": 16} if "patch14" in name and size % 14 else {}  # as the paper does
     try:
-        model = timm.create_model(name, img_size=size, num_classes=0)
+        model = timm.create_model(name, img_size=size, num_classes=0, **patches)
     except TypeError:  # convolutional backbones have no img_size and accept any size
         model = timm.create_model(name, num_classes=0)
     return model.requires_grad_(False).eval()
@@ -39,8 +40,29 @@ def _compiled(model: nn.Module) -> nn.Module:
     return torch.compile(rein.wrap(model))
 
 
+class _Product(nn.Module):
+    """A product of every token with a C x C matrix, added to the tokens: what no exact form of Rein after a block can do without."""
+
+    def __init__(self, like: torch.Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(like.shape[-1], like.shape[-1], device=like.device, dtype=like.dtype))
+
+    def forward(self, module: nn.Module, inputs: object, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.baddbmm(tokens, tokens, self.weight.expand(len(tokens), -1, -1))
+
+
+def _one_product(model: nn.Module) -> nn.Module:
+    """The measured ceiling: the bare backbone with one C x C product per block, whose matrices train."""
+    like = next(iter(model.blocks.parameters())).new_empty(1, model.embed_dim)
+    model.products = nn.ModuleList(_Product(like) for _ in model.blocks)
+    for block, product in zip(model.blocks, model.products, strict=True):
+        block.register_forward_hook(product)
+    return model
+
+
 FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "bare": lambda model: model,
+    "one product": _one_product,
     "published": published.wrap,
     "rein": rein.wrap,
     "bare compiled": torch.compile,

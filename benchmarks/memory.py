@@ -17,7 +17,7 @@ import ctypes
 import gc
 import math
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import cache, lru_cache
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import forms, published
-from benchmarks.options import Options
+from benchmarks.options import Options, Parts
 from benchmarks.throughput import peak
 
 CHECKPOINTED = " checkpointed"  # with gradient checkpointing, which computes the inside of the blocks again
@@ -43,22 +43,30 @@ COUNTED = {
 }
 
 
-def rows(options: Options) -> Iterator[dict]:
+def parts(options: Options) -> Parts:
     """Rows of the steps, of the adapters and of the budgets for each backbone."""
     models = options.choose(("test_vit",), MODELS[:1], MODELS if on_gpu(options) else MODELS[:2])
     chosen = options.choose(("published", "rein", "full"), FORMS, FORMS)
-    shapes = options.choose([(64, 16)], [(512, 1)], [(512, 1), (512, 4)])  # side in pixels, batch
-    side = options.choose(64, 512, 512)
-    budgets = options.choose([GIB // 64], [8 * GIB], [8 * GIB, 24 * GIB, 48 * GIB])
     for model in models:
-        for size, batch in shapes:
-            case = {"model": model, "size": size, "batch": batch}
-            for form in chosen:
-                yield {"measure": "step", **case, "form": form, **measure_in_fresh_process(options, form, model, size, batch)}
-            yield from ({"measure": "adapter", **case, **row} for row in adapter_rows(options, model, size, batch))
-        for form in chosen:
-            for budget in budgets:
-                yield from budget_rows(options, form, model, side, budget)
+        for size, batch in options.choose([(64, 16)], [(512, 1)], [(512, 1), (512, 4)]):  # side in pixels
+            yield f"{model}, {size} pixels, {batch} images", step_rows(options, chosen, model, size, batch)
+        yield f"{model}, budgets", all_budget_rows(options, chosen, model)
+
+
+def step_rows(options: Options, chosen: Sequence[str], model: str, size: int, batch: int) -> Iterator[dict]:
+    """Memory of a training step in every form, and of the adapter's layers."""
+    case = {"model": model, "size": size, "batch": batch}
+    for form in chosen:
+        yield {"measure": "step", **case, "form": form, **measure_in_fresh_process(options, form, model, size, batch)}
+    yield from ({"measure": "adapter", **case, **row} for row in adapter_rows(options, model, size, batch))
+
+
+def all_budget_rows(options: Options, chosen: Sequence[str], model: str) -> Iterator[dict]:
+    """The largest batch and crop of every form in every budget."""
+    side, budgets = options.choose((64, [GIB // 64]), (512, [8 * GIB]), (512, [8 * GIB, 24 * GIB, 48 * GIB]))
+    for form in chosen:
+        for budget in budgets:
+            yield from budget_rows(options, form, model, side, budget)
 
 
 def build(options: Options, form: str, name: str, size: int, fake_mode: FakeTensorMode | None = None) -> nn.Module:

@@ -1,8 +1,11 @@
 """Options that every benchmark takes: device, precision and amount of work."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+
+Parts = Iterator[tuple[str, Iterator[dict]]]  # title -> its rows, which are measured when they are taken
 
 
 @dataclass(frozen=True)

@@ -32,5 +32,6 @@ def wrap(vit: nn.Module) -> nn.Module:
 
 def match_dtype(vit: nn.Module) -> None:
     """Convert the adapter to the dtype of the backbone: the published equations, unlike rein, do not mix dtypes."""
+    dtype = next(vit.blocks.parameters()).dtype
     for parameter in vit.rein.parameters():
-        parameter.data = parameter.data.to(vit.pos_embed.dtype)
+        parameter.data = parameter.data.to(dtype)

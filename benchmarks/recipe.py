@@ -13,7 +13,7 @@ import torch
 
 import rein
 from benchmarks import summary, timing
-from benchmarks.options import Options
+from benchmarks.options import Options, Parts
 from benchmarks.throughput import peak
 from rein.dgss import methods
 
@@ -27,8 +27,8 @@ SAMPLE = [("vit_small_patch14_dinov2", 256, 1, 3, {})]
 FULL_CPU = [("vit_small_patch14_dinov2", 512, 1, 5, {})]
 FULL_GPU = [
     (f"vit_{name}_patch14_dinov2", size, batch, 20, {})
-    for name in ("small", "base", "large")
-    for size, batch in ((512, 1), (512, 4), (1024, 1))
+    for name in ("large", "base", "small")
+    for size, batch in ((512, 4), (1024, 1), (512, 1))
 ]
 
 
@@ -46,42 +46,48 @@ def segmenter(name: str, size: int, method: str, settings: dict) -> rein.Segment
     return rein.Segmenter(backbone, head, indices=indices)
 
 
-def rows(options: Options) -> Iterator[dict]:
-    on_cpu = options.device == "cpu"
-    for name, size, batch, repeats, settings in options.choose(TINY, SAMPLE, FULL_CPU if on_cpu else FULL_GPU):
-        images = torch.randn(batch, 3, size, size, device=options.device)
-        labels = torch.randint(0, 19, (batch, size, size), device=options.device)
+def parts(options: Options) -> Parts:
+    for name, size, batch, repeats, settings in options.choose(TINY, SAMPLE, FULL_CPU if options.device == "cpu" else FULL_GPU):
         for method in METHODS:
-            model = segmenter(name, size, method, settings).to(options.device)
-            optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-4)
-            half = options.dtype != torch.float32
-            precision = torch.autocast(options.device, options.dtype) if half else contextlib.nullcontext()
+            yield (
+                f"{name}, {size} pixels, {batch} images, {method}",
+                measure(name, size, batch, repeats, settings, method, options),
+            )
 
-            def train(model=model, optimizer=optimizer, precision=precision, images=images, labels=labels):
-                model.train()
-                with precision:
-                    loss = model(images, labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
 
-            def infer(model=model, precision=precision, images=images):
-                model.eval()
-                with precision, torch.no_grad():
-                    model(images)
+def measure(name: str, size: int, batch: int, repeats: int, settings: dict, method: str, options: Options) -> Iterator[dict]:
+    """A row for the training step, and one for inference."""
+    images = torch.randn(batch, 3, size, size, device=options.device)
+    labels = torch.randint(0, 19, (batch, size, size), device=options.device)
+    model = segmenter(name, size, method, settings).to(options.device)
+    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-4)
+    half = options.dtype != torch.float32
+    precision = torch.autocast(torch.device(options.device).type, options.dtype) if half else contextlib.nullcontext()
 
-            for step, run in (("training", train), ("inference", infer)):
-                times = timing.interleaved({method: run}, repeats, options.device)[method]
-                row = {"model": name, "size": size, "batch": batch, "method": method, "step": step, "repeats": repeats}
-                seconds = summary.median(times)
-                row |= {"seconds": seconds, "seconds_quartiles": summary.quartiles(times, 4)}
-                row |= {"images_per_second": round(batch / seconds, 3)}
-                if step == "training":
-                    row["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-                    row["hours_of_40000_steps"] = round(STEPS * seconds / 3600, 2)
-                    if (name, size, batch) == ("vit_large_patch14_dinov2", 512, 4):
-                        row |= PAPER.get(method, {})
-                if not on_cpu:
-                    row["peak_bytes"] = peak(run, options.device) + torch.cuda.memory_allocated(options.device)
-                yield row
-            del model, optimizer, train, infer
+    def train():
+        model.train()
+        with precision:
+            loss = model(images, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def infer():
+        model.eval()
+        with precision, torch.no_grad():
+            model(images)
+
+    for step, run in (("training", train), ("inference", infer)):
+        times = timing.interleaved({method: run}, repeats, options.device)[method]
+        row = {"model": name, "size": size, "batch": batch, "method": method, "step": step, "repeats": repeats}
+        seconds = summary.median(times)
+        row |= {"seconds": seconds, "seconds_quartiles": summary.quartiles(times, 4)}
+        row |= {"images_per_second": round(batch / seconds, 3)}
+        if step == "training":
+            row["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            row["hours_of_40000_steps"] = round(STEPS * seconds / 3600, 2)
+            if (name, size, batch) == ("vit_large_patch14_dinov2", 512, 4):
+                row |= PAPER.get(method, {})
+        if options.device != "cpu":
+            row["peak_bytes"] = peak(run, options.device) + torch.cuda.memory_allocated(options.device)
+        yield row

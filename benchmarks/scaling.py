@@ -14,7 +14,7 @@ import torch
 
 import rein
 from benchmarks import forms, summary, timing
-from benchmarks.options import Options
+from benchmarks.options import Options, Parts
 
 BASE = {"tokens": 1024, "layers": 12, "m": 100, "r": 16, "images": 1}
 PIXELS = (256, 512, 768, 1024, 1536, 2048)  # sides of square images, patch 16
@@ -52,21 +52,25 @@ def passes(width: int, setting: dict, options: Options) -> dict:
     return {"inference": inference, "training": training}
 
 
-def rows(options: Options) -> Iterator[dict]:
-    width = options.choose(16, 384, 768)
-    repeats = options.choose(2, 5, 5)
+def parts(options: Options) -> Parts:
     for varied, values in settings(options):
-        cases = [{**BASE, **options.choose({"tokens": 16, "layers": 2}, {}, {}), varied: value} for value in values]
-        runs = {}
-        for case in cases:
-            for step, run in passes(width, case, options).items():
-                runs[step, case[varied]] = run
-        times = timing.interleaved(runs, repeats, options.device)
-        for (step, value), elapsed in times.items():
-            fixed = {key: amount for key, amount in cases[0].items() if key != varied}
-            row = {"varied": varied, "value": value, "step": step, "width": width, **fixed, "repeats": repeats}
-            yield {**row, "seconds": summary.median(elapsed), "seconds_quartiles": summary.quartiles(elapsed, 6)}
-    yield from swaps(options)
+        yield varied, varied_rows(options, varied, values)
+    yield "swaps", swaps(options)
+
+
+def varied_rows(options: Options, varied: str, values: list[int]) -> Iterator[dict]:
+    """Times for every value of one quantity."""
+    width, repeats = options.choose((16, 2), (384, 5), (768, 5))
+    cases = [{**BASE, **options.choose({"tokens": 16, "layers": 2}, {}, {}), varied: value} for value in values]
+    runs = {}
+    for case in cases:
+        for step, run in passes(width, case, options).items():
+            runs[step, case[varied]] = run
+    times = timing.interleaved(runs, repeats, options.device)
+    for (step, value), elapsed in times.items():
+        fixed = {key: amount for key, amount in cases[0].items() if key != varied}
+        row = {"varied": varied, "value": value, "step": step, "width": width, **fixed, "repeats": repeats}
+        yield {**row, "seconds": summary.median(elapsed), "seconds_quartiles": summary.quartiles(elapsed, 6)}
 
 
 def swaps(options: Options) -> Iterator[dict]:

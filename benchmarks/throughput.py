@@ -14,10 +14,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import forms, summary, timing
-from benchmarks.options import Options
+from benchmarks.options import Options, Parts
 
 EAGER = ("bare", "published", "rein", "lora", "lora merged", "full")
 ALL = ("bare", "published", "rein", "bare compiled", "rein compiled", "lora", "lora merged", "vpt", "adaptformer", "full")
+ON_GPU = ("bare", "one product", *ALL[1:])
+WITHOUT_COMPILED = tuple(form for form in ON_GPU if not form.endswith(" compiled"))
 HEADLINE = ("bare", "published", "rein")
 
 # backbone, side in pixels, images, forms, repeats
@@ -29,10 +31,12 @@ FULL_CPU = [
     ("vit_small_patch16_224", 224, 4, ALL, 9),
     ("vit_large_patch16_224", 512, 1, (*HEADLINE, "full"), 3),
 ]
+# The largest backbones first, since the time on a GPU may be limited. Compilation takes longer than the runs: one size of each.
 FULL_GPU = [
-    (f"vit_{name}_patch16_224", size, batch, ALL, 50)
-    for name in ("small", "base", "large")
-    for size, batch in ((512, 1), (512, 8), (1024, 1), (1024, 4))
+    (pattern.format(name), size, batch, ON_GPU if (size, batch) == (512, 8) else WITHOUT_COMPILED, 50)
+    for name in ("large", "base", "small")
+    for pattern in ("vit_{}_patch14_dinov2", "vit_{}_patch16_dinov3", "eva02_{}_patch14_224")
+    for size, batch in ((512, 8), (1024, 4), (512, 1), (1024, 1))
 ]
 
 
@@ -97,7 +101,8 @@ def peak(run, device: str) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def rows(options: Options) -> Iterator[dict]:
+def parts(options: Options) -> Parts:
     for name, size, batch, chosen, repeats in options.choose(TINY, SAMPLE, FULL_CPU if options.device == "cpu" else FULL_GPU):
         for training in (False, True):
-            yield from measure(name, size, batch, chosen, repeats, training, options)
+            title = f"{name}, {size} pixels, {batch} images, {'training' if training else 'inference'}"
+            yield title, measure(name, size, batch, chosen, repeats, training, options)

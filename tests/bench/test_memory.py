@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from benchmarks import memory
+from benchmarks.__main__ import rows_of
 from benchmarks.options import Options
 
 TINY = Options(tiny=True)
@@ -10,7 +11,7 @@ NAME, SIZE = "test_vit", 64
 
 @pytest.fixture(scope="module")
 def rows():
-    return list(memory.rows(TINY))
+    return list(rows_of("memory", TINY))
 
 
 def by_form(rows, measure):

@@ -90,7 +90,7 @@ def test_the_ceiling_of_a_vit_large_agrees_with_theory():
 
 
 def test_throughput_compares_every_form_with_the_bare_backbone_of_its_repeat():
-    rows = list(throughput.rows(TINY))
+    rows = list(suite.rows_of("throughput", TINY))
     assert [row["form"] for row in rows if row["step"] == "inference"] == list(throughput.TINY[0][3])
     assert "lora merged" not in {row["form"] for row in rows if row["step"] == "training"}
     for row in rows:
@@ -104,19 +104,19 @@ def test_throughput_compares_every_form_with_the_bare_backbone_of_its_repeat():
 def test_the_forms_of_a_gpu_run_on_the_cpu_in_every_precision(dtype):
     """The commands for a GPU differ only in sizes and device."""
     options = Options(device="cpu", dtype=dtype, tiny=True)
-    eager = tuple(form for form in throughput.ALL if "compiled" not in form)
+    eager = throughput.WITHOUT_COMPILED
     rows = [row for step in (False, True) for row in throughput.measure("test_vit", 32, 1, eager, 1, step, options)]
     assert {row["form"] for row in rows} == set(eager)
-    assert all(row["seconds"] > 0 for row in [*rows, *recipe.rows(options)])
+    assert all(row["seconds"] > 0 for row in [*rows, *suite.rows_of("recipe", options)])
 
 
 def test_the_methods_of_the_recipe_train_increasing_numbers_of_parameters():
-    trainable = {row["method"]: row["trainable_parameters"] for row in recipe.rows(TINY) if row["step"] == "training"}
+    trainable = {row["method"]: row["trainable_parameters"] for row in suite.rows_of("recipe", TINY) if row["step"] == "training"}
     assert trainable["freeze"] < trainable["rein"] < trainable["full"]
 
 
 def test_scaling_varies_one_quantity_at_a_time():
-    rows = list(scaling.rows(TINY))
+    rows = list(suite.rows_of("scaling", TINY))
     for row in rows:
         if "step" in row:
             assert row["varied"] not in row
@@ -131,8 +131,8 @@ def test_the_command_writes_rows_and_machine_and_names_benchmarks_that_failed(tm
         yield {"fine": 1}
         raise RuntimeError("no more")
 
-    monkeypatch.setattr(scaling, "rows", broken)
-    monkeypatch.setattr(recipe, "rows", lambda options: iter([{"seconds": 1.5}, {"seconds": 2.5}]))
+    monkeypatch.setattr(scaling, "parts", lambda options: iter([("broken", broken(options))]))
+    monkeypatch.setattr(recipe, "parts", lambda options: iter([("fine", iter([{"seconds": 1.5}, {"seconds": 2.5}]))]))
     assert suite.main(["scaling", "recipe", "--tiny", "--out", str(tmp_path)]) == 1
     assert "failed: scaling" in capsys.readouterr().err
     assert not (tmp_path / "scaling.json").exists()
@@ -140,6 +140,46 @@ def test_the_command_writes_rows_and_machine_and_names_benchmarks_that_failed(tm
     assert content["rows"] == [{"seconds": 1.5}, {"seconds": 2.5}]
     assert content["command"] == "python -m benchmarks recipe --tiny --device cpu --dtype float32"
     assert {"cpu", "cores", "threads", "torch", "timm", "rein"} <= set(content["machine"])
+
+
+def test_an_interrupted_benchmark_goes_on_after_its_finished_parts(tmp_path, monkeypatch, capsys):
+    measured = []
+
+    def part(name, fails=False):
+        measured.append(name)
+        if fails:
+            raise KeyboardInterrupt
+        yield {"name": name}
+
+    command = ["recipe", "--tiny", "--out", str(tmp_path)]
+    monkeypatch.setattr(recipe, "parts", lambda options: iter([("a", part("a")), ("b", part("b", fails=True))]))
+    with pytest.raises(KeyboardInterrupt):
+        suite.main([*command, "--resume"])
+    assert not (tmp_path / "recipe.json").exists()
+    monkeypatch.setattr(recipe, "parts", lambda options: iter([(name, part(name)) for name in "abc"]))
+    assert suite.main([*command, "--resume", "--minutes", "0"]) == 3
+    assert "recipe is not finished after 0 minutes; the same command goes on" in capsys.readouterr().err
+    assert suite.main([*command, "--resume"]) == 0
+    assert json.loads((tmp_path / "recipe.json").read_text())["rows"] == [{"name": name} for name in "abc"]
+    assert measured == ["a", "b", "b", "c"]
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+    assert suite.main([*command, "--resume"]) == 0  # finished
+    assert suite.main(command) == 0  # from the beginning
+    assert measured == ["a", "b", "b", "c", "a", "b", "c"]
+    (tmp_path / "recipe.json").unlink()
+    content = {"benchmark": "recipe", "command": "another", "machine": {}, "seconds": 0, "rows": [{"part": "a", "row": {}}]}
+    (tmp_path / "recipe.parts.json").write_text(json.dumps(content))
+    assert suite.main([*command, "--resume"]) == 0  # parts of another command are not used
+    assert json.loads((tmp_path / "recipe.json").read_text())["rows"] == [{"name": name} for name in "abc"]
+
+
+def test_the_backbones_of_a_gpu_can_be_built_and_adapted_at_their_sizes():
+    for name, size, _, chosen, _ in throughput.FULL_GPU:
+        assert set(chosen) <= set(forms.FORMS)
+        with torch.device("meta"):
+            bare = forms.backbone(name, size)
+            for form in ("one product", "rein", "published"):
+                forms.build(form, bare)
 
 
 @pytest.mark.parametrize(
