@@ -19,11 +19,11 @@ from benchmarks.generalisation.contenders import (
 from benchmarks.generalisation.data import CAMVID, STREETS, Counts
 from benchmarks.generalisation.trial import Budget
 
-# Learning rates. A search starts with three and continues while the best one is the lowest or the highest so far. The head's rate is
+# Learning rates. A search starts with the first ones and continues while the best one is the lowest or the highest so far. The head's rate is
 # found with the frozen backbone and applies to every contender; a method's rate applies to the parameters that it trains in the
 # backbone.
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-FIRST_OF_HEAD, FIRST_OF_METHOD = (3e-3, 1e-2, 3e-2), (3e-4, 1e-3, 3e-3)
+FIRST_OF_HEAD, FIRST_OF_METHOD = (3e-3, 1e-2, 3e-2), (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 FREEZE = "freeze"  # contender that every plan contains
 CHOOSING = 900  # seed of the runs that choose rates; not reported
 
@@ -135,7 +135,7 @@ def next_rate(found: dict[float, float]) -> float | None:
     """The rate to try next, or None if both neighbours of the best rate were tried; the first and the last rate have only one.
 
     Args:
-        found: rate -> mIoU on the source's validation pairs; holds at least the first three rates.
+        found: rate -> mIoU on the source's validation pairs; holds at least the first rates.
     """
     best = RATES.index(best_rate(found))
     for neighbour in (best - 1, best + 1):
