@@ -1,6 +1,7 @@
 """Validation and serialisation of the configuration."""
 
 import json
+import pickle
 import subprocess
 import sys
 
@@ -51,3 +52,14 @@ def test_the_module_imports_the_standard_library_only():
     program += "sys.modules['rein'] = types.ModuleType('rein'); sys.modules['rein'].__path__ = [sys.argv[1]]\n"
     program += "import rein.config; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", program, next(iter(rein.__path__))], check=True)
+
+
+def test_a_message_that_quotes_a_long_value_keeps_its_start_and_its_remedy():
+    with pytest.raises(InputError) as caught:
+        rein.ReinConfig(num_tokens=[None] * 10_000)
+    message = str(caught.value)
+    assert message.startswith("ReinConfig.num_tokens is [None,")
+    assert message.endswith("None]; it must be a whole number of at least 1.")
+    assert len(message) < 4100
+    assert str(pickle.loads(pickle.dumps(caught.value))) == message
+    assert str(rein.MissingExtraError("a" * 10_000)).count("a") == 4000

@@ -6,7 +6,10 @@ expected and what to do.
 
 
 class ReinError(Exception):
-    """Base class of all errors that rein raises."""
+    """Base class of all errors that rein raises. A long value that a message quotes is cut, so that the message stays readable."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(_shorten(each) if isinstance(each, str) else each for each in arguments))
 
 
 class InputError(ReinError, ValueError):
@@ -31,6 +34,11 @@ class CheckpointError(ReinError, ValueError):
 
 class MissingExtraError(ReinError, ImportError):
     """An optional dependency is not installed; the message says which extra installs it."""
+
+
+def _shorten(message: str, limit: int = 4000) -> str:
+    """A message of at most about `limit` characters: its start, and its end, where the remedy is."""
+    return message if len(message) <= limit else f"{message[: limit - 1000]} ... {message[-1000:]}"
 
 
 def one_line(value: object, limit: int = 300) -> str:
