@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 
 from rein import catalogue, checkpoint
 from rein._version import __version__
-from rein.errors import InputError, ReinError
+from rein.errors import InputError, ReinError, one_line
 from rein.extras import require
+from rein.files import reason_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except ReinError as error:
         print(f"rein: {' '.join(_message(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not isinstance(error.filename, str):  # not about a file that the user could name otherwise
+            raise
+        print(f"rein: cannot use {one_line(error.filename)}: {reason_of(error, error.filename)}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
         print(f"rein: {interruption or 'interrupted.'}", file=sys.stderr)

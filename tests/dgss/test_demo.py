@@ -257,6 +257,14 @@ BAD = {
     "a label out of range": (lambda root: ["demo", "--data", f"{root}", "--source", "day"], "has label values [7]"),
     "a file that is a folder": (lambda root: ["info", f"{root}"], "it is a folder"),
     "a file that is no adapter": (lambda root: ["info", f"{root}/index.json"], "index.json is not a complete safetensors file"),
+    "a name too long for a file": (lambda root: ["info", "x" * 3000], "File name too long"),
+    "data with a name too long": (lambda root: ["data", "check", "folder", "x" * 3000], "cannot use xxx"),
+    "a demo with a name too long": (lambda root: ["demo", "--data", "x" * 3000, "--source", "a"], "File name too long"),
+    "predictions for a name too long": (
+        lambda root: ["predict", "--config", "streets-rein", "--data.predict", "x" * 3000],
+        "cannot use xxx",
+    ),
+    "a recipe with a name too long": (lambda root: ["fit", "--config", "x" * 3000], "There is no recipe 'xxx"),
     "a file that is missing": (lambda root: ["info", f"{root}/a.safetensors"], "cannot read"),
     "an output that is a file": (
         lambda root: ["demo", "--out", f"{root}/index.json", "--data", f"{root}", "--source", "day"],

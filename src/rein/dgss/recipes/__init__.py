@@ -193,7 +193,7 @@ def _find_base(name: str, path: Path) -> Path:
 
 def _file_in(name: str, *folders: Path) -> Path | None:
     paths = [folder / f"{name}.yaml" for folder in folders]
-    return next((path for path in paths if path.parent in folders and path.is_file()), None)
+    return next((path for path in paths if path.parent in folders and os.path.isfile(path)), None)
 
 
 def _load(path: Path) -> dict[str, Any]:
