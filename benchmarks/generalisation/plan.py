@@ -19,9 +19,8 @@ from benchmarks.generalisation.contenders import (
 from benchmarks.generalisation.data import CAMVID, STREETS, Counts
 from benchmarks.generalisation.trial import Budget
 
-# Learning rates. A search starts with the first ones and continues while the best one is the lowest or the highest so far. The head's rate is
-# found with the frozen backbone and applies to every contender; a method's rate applies to the parameters that it trains in the
-# backbone.
+# Learning rates. A search starts with the first ones and continues while the best one is the lowest or the highest so far. The head's
+# rate is found with the frozen backbone and applies to every contender. A method's rate applies to what it trains in the backbone.
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 FIRST_OF_HEAD, FIRST_OF_METHOD = (3e-3, 1e-2, 3e-2), (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 FREEZE = "freeze"  # contender that every plan contains

@@ -282,6 +282,7 @@ def _add_compare(commands: Any) -> None:
     )
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, in the order of the columns")
     compare.add_argument("--names", type=_names, metavar="A,B,...", help="names of the runs (default: their methods)")
+    compare.add_argument("--domains", type=_names, metavar="A,B,...", help="domains to show in panel.png (default: all)")
     compare.add_argument(
         "--out", type=Path, default=Path("runs/compare"), metavar="FOLDER", help="folder of the results (default: runs/compare)"
     )
@@ -292,7 +293,7 @@ def _compare(options: argparse.Namespace) -> int:
     require("lightning", "train")
     from rein.dgss.evaluation.comparison import compare
 
-    print(compare(options.runs, options.out, options.names))
+    print(compare(options.runs, options.out, options.names, options.domains))
     print(f"table.txt, results.json and the panels are in {options.out}")
     return 0
 

@@ -448,9 +448,9 @@ def test_every_plan_has_results():
 def test_the_recipes_of_the_demo_have_the_rates_that_the_source_chose():
     rows = chosen("streets")
     frozen, with_rein, full = (recipes.resolve(f"streets-{name}")["model"] for name in ("frozen", "rein", "full"))
-    assert (with_rein["method"], with_rein["method_settings"]) == ("rein-core", EVERYONE["rein core"].settings)
+    assert (with_rein["method"], with_rein.get("method_settings")) == ("rein", None)  # the default
     assert frozen["lr"] == with_rein["lr"] == full["lr"] == rows["freeze"]["head_rate"]
-    assert with_rein["lr"] * with_rein["adapter_factor"] == pytest.approx(rows["rein core"]["rate"])
+    assert with_rein["lr"] * with_rein["adapter_factor"] == pytest.approx(rows["rein"]["rate"])
     assert full["lr"] * full["backbone_factor"] == pytest.approx(rows["full"]["rate"])
 
 

@@ -174,6 +174,12 @@ def test_runs_are_compared_in_a_table_and_a_panel_for_each_domain(run, data, tmp
     with Image.open(tmp_path / "panels" / "dusk.png") as picture:
         red = (np.array(picture.convert("RGB")) == (220, 30, 30)).all(2)
     assert red.any()  # errors
+    both_runs = [str(other), str(run)]
+    assert main(["compare", *both_runs, "--domains", "dusk", "--out", str(tmp_path / "dusk")]) == 0
+    heights = [Image.open(tmp_path / folder / "panel.png").height for folder in ("panels", "dusk")]
+    assert heights[1] < heights[0]
+    assert main(["compare", *both_runs, "--domains", "dusk,noon", "--out", str(tmp_path / "no")]) == 2
+    assert "the runs have no domain 'noon'; expected some of dusk, fog" in capsys.readouterr().err
     stored = json.loads((run / "test/results.json").read_text())
     changed = tmp_path / "changed"
     (changed / "test").mkdir(parents=True)

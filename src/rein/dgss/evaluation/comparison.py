@@ -15,7 +15,7 @@ from rein.dgss.evaluation.results import EvaluatedRun, read_run, result_table, s
 from rein.errors import InputError, one_line
 
 
-def compare(folders: Sequence[Path], out: Path, names: Sequence[str] | None = None) -> str:
+def compare(folders: Sequence[Path], out: Path, names: Sequence[str] | None = None, shown: Sequence[str] | None = None) -> str:
     """Compare runs that `rein test` has evaluated on the same data.
 
     Writes to `out`: `table.txt`; `results.json`; `panel.png` with one pair of every domain; and `<domain>.png` with several pairs,
@@ -25,6 +25,7 @@ def compare(folders: Sequence[Path], out: Path, names: Sequence[str] | None = No
         folders: the runs' folders, in the order of the columns.
         out: folder of the results.
         names: names of the runs; None names them by method or, where methods are equal, by folder.
+        shown: the domains in `panel.png`; None shows all.
 
     Returns:
         The table, as text.
@@ -41,6 +42,8 @@ def compare(folders: Sequence[Path], out: Path, names: Sequence[str] | None = No
         raise InputError(f"{len(runs)} runs need {len(runs)} different names; got {', '.join(names)}.")
     for run in runs[1:]:
         _check_comparable(runs[0], run)
+    if unknown := [domain for domain in shown or () if domain not in runs[0].result.miou]:
+        raise InputError(f"the runs have no domain {unknown[0]!r}; expected some of {', '.join(runs[0].result.miou)}.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -52,7 +55,8 @@ def compare(folders: Sequence[Path], out: Path, names: Sequence[str] | None = No
         if examples:
             title = f"{domain}: predictions, and below them their errors in red (mIoU of the whole domain, %)"
             _write_panel(out / f"{slug(domain)}.png", [replace(each, name="") for each in examples], first, title, errors=True)
-            overview.append(examples[len(examples) // 2])
+            if shown is None or domain in shown:
+                overview.append(examples[len(examples) // 2])
     if overview:
         alike = all(run.sources == first.sources for run in runs)
         trained = f"Trained on {', '.join(first.sources)} only" if alike else "Trained on different sources"
