@@ -8,7 +8,7 @@ AMOUNT ?= --full
 GPU_RESULTS ?= benchmarks/results/gpu
 CORE := -m "not sweep and not slow" tests --ignore tests/dgss --ignore tests/bench
 
-.PHONY: demo test test-quick test-backbones test-recipes fuzz test-oldest test-newest dist test-dist bench bench-gpu format clean
+.PHONY: demo docs test test-quick test-backbones test-recipes fuzz test-oldest test-newest dist test-dist bench bench-gpu format clean
 
 demo: .venv/installed  ## train and evaluate the comparison of the README: results in runs/demo
 	$(BIN)/rein demo --out runs/demo
@@ -51,6 +51,9 @@ bench-gpu: .venv/installed  ## everything that a GPU can tell, within 45 minutes
 	$(BIN)/python -m pytest -n 0 -m gpu
 	$(BIN)/python -m benchmarks recipe throughput memory scaling data $(AMOUNT) --device $(DEVICE) --dtype bfloat16 \
 		--resume --minutes 40 --out $(GPU_RESULTS)
+
+docs: .venv/installed  ## the documentation, in docs/_build; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
 
 format: .venv/installed
 	$(BIN)/ruff format src tests benchmarks
