@@ -42,7 +42,7 @@ ALLOWED = {
     "config": set(),
     "adapter": {"torch", "einops"},
     "heads": {"torch", "einops"},
-    "backbones": {"torch", "timm"},
+    "backbones": {"torch", "timm", "safetensors", "huggingface_hub"},
     "checkpoint": {"torch", "safetensors"},
     "cli": set(),
 }

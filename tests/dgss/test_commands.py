@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 
 import rein
 from dgss.folders import CLASSES, make_folder
+from rein.backbones.creation import make_backbone
 from rein.cli import main
 from rein.dgss import commands
 from rein.dgss.data.protocols import PROTOCOLS
-from rein.dgss.training.backbone import make_backbone
 from rein.dgss.training.experiment import Experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what Lightning, TensorBoard and others warn of at such sizes

@@ -15,11 +15,11 @@ from PIL import Image
 
 import rein
 from dgss.folders import make_folder
+from rein.backbones.creation import make_backbone
 from rein.cli import main
 from rein.dgss import commands, demo
 from rein.dgss.data.datamodule import DomainData
 from rein.dgss.data.datasets.files import Files
-from rein.dgss.training.backbone import make_backbone
 from rein.errors import CheckpointError, InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what Lightning and TensorBoard warn of at such sizes

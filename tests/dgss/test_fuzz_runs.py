@@ -16,10 +16,10 @@ from dgss.folders import make_folder
 from dgss.test_commands import configuration, write
 from fuzzing import changed_bytes, changed_values, counts, survive
 from rein import pytorch_files
+from rein.backbones.creation import make_backbone
 from rein.cli import main
 from rein.dgss import commands, recipes
 from rein.dgss.evaluation.comparison import compare
-from rein.dgss.training.backbone import make_backbone
 from rein.errors import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what Lightning and others warn of at such sizes

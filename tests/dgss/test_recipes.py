@@ -17,12 +17,12 @@ import rein
 from dgss import trees
 from models import build
 from rein import catalogue
+from rein.backbones.creation import POCKET, make_backbone
 from rein.cli import main
 from rein.dgss import commands, methods, recipes
 from rein.dgss.data.datamodule import Domain, DomainData
 from rein.dgss.data.datasets import DATASETS
 from rein.dgss.training import experiment
-from rein.dgss.training.backbone import POCKET, make_backbone
 from rein.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what Lightning, TensorBoard and others warn of at such sizes

@@ -4,7 +4,8 @@
 description of the official layout and not from the authors' code.
 """
 
+from rein.backbones.resampling import resample
 from rein.official.files import convert_file, load, read, to_official
-from rein.official.state_dict import Official, convert, resample
+from rein.official.state_dict import Official, convert
 
 __all__ = ["Official", "convert", "convert_file", "load", "read", "resample", "to_official"]

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from rein import backbones, heads
+from rein.backbones.creation import make_backbone
 from rein.dgss import methods
 from rein.dgss.data.transforms import Normalize
-from rein.dgss.training.backbone import make_backbone
 from rein.dgss.training.optimization import Optimization
 from rein.dgss.training.sharding import shard
 from rein.dgss.training.task import SegmentationTask

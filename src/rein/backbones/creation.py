@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rein import backbones, official, pytorch_files
+from rein import pytorch_files
+from rein.backbones.blocks import find_blocks
+from rein.backbones.pocket import POCKET, pocket_vit
+from rein.backbones.resampling import resample
 from rein.errors import CheckpointError, InputError, ReinError, one_line
 from rein.files import read_safetensors, reason_of
-from rein.testing.models import POCKET, pocket_vit
 
 
 def make_backbone(
@@ -72,7 +74,7 @@ def make_backbone(
         raise
     except Exception as error:  # each model checks its settings in its own way, or not at all
         raise InputError(f"timm cannot build {name!r} with {settings}: {one_line(error)}") from error
-    backbones.find_blocks(model)
+    find_blocks(model)
     return model
 
 
@@ -133,7 +135,7 @@ def _fill(
     try:
         own_grid, grid = (_grid_side(tensors.get("pos_embed")) for tensors in (wanted, state))
         if patch_size and own_grid and grid and state["patch_embed.proj.weight"].shape[-1] != patch_size:
-            state = official.resample(state, patch_size, own_grid)
+            state = resample(state, patch_size, own_grid)
         convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
         tensors = dict(state) if convert is None else convert(dict(state), model)
         tensors |= {key: _resized(key, tensors[key], wanted[key].shape) for key in wanted if key in tensors}

@@ -9,8 +9,8 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from rein import official
-from rein.dgss.training import backbone
-from rein.dgss.training.backbone import make_backbone
+from rein.backbones import creation as backbone
+from rein.backbones.creation import make_backbone
 from rein.errors import CheckpointError, InputError
 from rein.testing import pocket_vit
 
