@@ -26,7 +26,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def build(name):
-    """The bare model, always with the same weights, inputs of eight examples, and the arguments of `wrap` besides the configuration."""
+    """The bare model, always with the same weights, inputs of eight examples, and arguments of `wrap`."""
     kind, settings, argument, shape, prefix = MODELS[name]
     torch.manual_seed(0)
     model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**SMALL, **settings)).eval()
