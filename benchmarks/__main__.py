@@ -30,7 +30,7 @@ import torch
 import rein
 from benchmarks.options import Options, Parts
 
-NAMES = ("params", "throughput", "memory", "scaling", "files", "data", "recipe")
+NAMES = ("params", "throughput", "memory", "scaling", "files", "data", "recipe", "depth")
 
 
 def machine(device: str) -> dict:

@@ -10,6 +10,7 @@ replaces what is between the two.
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -224,6 +225,21 @@ def generalisation(content: dict) -> str:
     return facts + markdown(*generalisation_tables.table(content))
 
 
+def depth(content: dict) -> str:
+    """The errors of depth of each method in each domain, over seeds; the first method is the reference."""
+    lines = []
+    for error, factor, title in (("abs_rel", 100, "AbsRel, %"), ("rmse", 1, "RMSE, m"), ("delta_1.25", 100, "delta 1.25, %")):
+        runs: dict[str, dict[int, dict[str, float]]] = {}
+        for row in content["rows"]:
+            runs.setdefault(row["method"], {}).setdefault(row["seed"], {})[row["domain"]] = factor * row[error]
+        for domains in (domains for seeds in runs.values() for domains in seeds.values()):
+            domains[generalisation_tables.UNSEEN] = statistics.fmean(list(domains.values())[1:])  # the first is the source
+        lines += [[title, method, *generalisation_tables.cells(runs, method, [next(iter(runs))])] for method in runs]
+    day, *others = dict.fromkeys(row["domain"] for row in content["rows"])
+    header = ["error", "method", f"{day} (source)", *others, generalisation_tables.UNSEEN, f"minus {lines[0][1]} [95 %]"]
+    return markdown(header, lines)
+
+
 def demo() -> str:
     """mIoU of the methods of `rein demo` over the seeds of each machine."""
     machines: dict[str, dict[int, dict]] = {}
@@ -268,6 +284,7 @@ TABLES = {
     "scaling": scaling,
     "recipe": recipe,
     "data": data,
+    "depth": depth,
     **{plan.benchmark: generalisation for plan in PLANS.values()},
 }
 SOURCES = {"headline": "throughput"}

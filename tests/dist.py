@@ -41,6 +41,8 @@ COMMANDS = {  # extra -> arguments of the `rein` command and the start of what i
     "train": [("recipes streets-rein", "# Generated streets"), ("data list", "gtav"), ("fit --help", "usage: rein fit")],
 }
 IN_WHEEL = (
+    "_rein_command.py",
+    "_rein_pytest.py",
     "rein/py.typed",
     "rein/testing/pocket_vit_v2.safetensors",
     "rein/dgss/recipes/gtav-dinov2-l-rein.yaml",
@@ -69,7 +71,7 @@ def check_content(wheel, sources):
     with zipfile.ZipFile(wheel) as archive:
         inside = archive.namelist()
     assert not set(IN_WHEEL) - set(inside), set(IN_WHEEL) - set(inside)
-    others = [name for name in inside if not name.startswith(("rein/", "rein_adapter-")) or "__pycache__" in name]
+    others = [name for name in inside if not name.startswith(("rein/", "rein_adapter-", "_rein_")) or "__pycache__" in name]
     assert not others, others
     with tarfile.open(sources) as archive:
         inside = [name.partition("/")[2] for name in archive.getnames()]

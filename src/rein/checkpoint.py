@@ -342,7 +342,7 @@ def build_head(
     return head
 
 
-_LOSS_SETTINGS = {"class_weights", "loss", "num_points", "weights"}  # of a head; they are no sizes of tensors
+_LOSS_SETTINGS = {"class_weights", "loss", "num_points", "weights", "depth_range"}  # of a head; they are no sizes of tensors
 
 
 def check_head_sizes(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from rein import backbones, checkpoint, heads
 from rein.errors import CheckpointError, InputError, UnsupportedBackboneError, one_line
 from rein.heads import Head
-from rein.heads.base import IGNORE_LABEL
 from rein.injection import ADAPTER, get_injection, is_wrapped
 from rein.modes import eval_mode
 
@@ -75,11 +74,12 @@ class Segmenter(nn.Module):
 
         Args:
             images: (B, 3, H, W), with the backbone's normalisation; cast to the backbone's dtype.
-            labels: (B, H, W), integers below K; 255 marks ignored pixels. The images must then be no larger than the backbone's fixed
-                size, if it has one.
+            labels: (B, H, W), integers below K; 255 marks ignored pixels. For `DepthHead`, floating point depth; 0 marks ignored
+                pixels. The images must then be no larger than the backbone's fixed size, if it has one.
 
         Returns:
-            Without labels (B, K, H, W), float32, or float64 if the head runs in float64; with labels a scalar. With gradients
+            Without labels (B, K, H, W), float32, or float64 if the head runs in float64; for `DepthHead` the depth (B, 1, H, W).
+            With labels a scalar. With gradients
             enabled, it depends on every trainable parameter of the adapter: those that the head does not use, such as the queries of
             a linear head, get gradients of zero, because DistributedDataParallel expects a gradient for every parameter.
 
@@ -101,14 +101,15 @@ class Segmenter(nn.Module):
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         fixed = self._check(images).covered
-        _check_labels(images, labels, self.head.num_classes)
+        self.head.check_labels(images, labels)
         if fixed is not None and _exceeds(images, fixed):
             raise InputError(
                 f"images are {images.shape[-2]} x {images.shape[-1]}, the backbone accepts at most {fixed[0]} x {fixed[1]}; train on "
                 "crops of that size, or create the backbone with dynamic_img_size=True or another img_size."
             )
         maps, queries, (height, width) = self._features(images)
-        labels = F.pad(labels.long(), (0, width - labels.shape[-1], 0, height - labels.shape[-2]), value=IGNORE_LABEL)
+        labels = labels if labels.is_floating_point() else labels.long()
+        labels = F.pad(labels, (0, width - labels.shape[-1], 0, height - labels.shape[-2]), value=self.head.unlabelled)
         loss: Tensor = self.head.loss(maps, labels, queries)
         return loss
 
@@ -437,24 +438,6 @@ def _pair(value: int | Size) -> Size:
     if not isinstance(pair, Sequence) or len(pair) != 2 or any(type(side) is not int for side in pair):
         raise InputError(f"window and stride must be an integer number of pixels, or (height, width), got {value!r}.")
     return pair[0], pair[1]
-
-
-def _check_labels(images: Tensor, labels: Tensor, num_classes: int) -> None:
-    expected = (len(images), *images.shape[-2:])
-    if not isinstance(labels, Tensor):
-        raise InputError(
-            f"labels is a {type(labels).__name__}; expected a tensor of integers of shape {expected}, as the images."
-        )
-    if labels.is_floating_point() or labels.is_complex() or tuple(labels.shape) != expected:
-        raise InputError(
-            f"labels must be integers of shape {expected}, as the images, got {labels.dtype} of shape {tuple(labels.shape)}."
-        )
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # on a GPU the check would synchronise
-        labels = labels.long()
-        invalid = labels[(labels != IGNORE_LABEL) & ((labels < 0) | (labels >= num_classes))]
-        if len(invalid):
-            got = invalid.unique().tolist()[:8]
-            raise InputError(f"labels must be 0 to {num_classes - 1}, or {IGNORE_LABEL} for ignored pixels, got {got}.")
 
 
 def _find_head(description: dict[str, Any], path: str | os.PathLike[str]) -> type[Head]:

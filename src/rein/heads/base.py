@@ -33,6 +33,8 @@ class Head(nn.Module):
         MissingExtraError: segmentation_models_pytorch is not installed (extra `heads`), for the losses besides cross-entropy.
     """
 
+    unlabelled: float = IGNORE_LABEL  # `Segmenter` labels the pixels with which it pads an image so
+
     @property
     def uses_queries(self) -> bool:
         """Whether `forward` requires the adapter's queries."""
@@ -90,6 +92,24 @@ class Head(nn.Module):
             raise InputError(
                 f"{type(self).__name__} expects maps (B, C, h, w) with C = {list(self.in_channels)}, got shapes {got}."
             )
+
+    def check_labels(self, images: Tensor, labels: Tensor) -> None:
+        """Raise InputError unless `labels` are integers (B, H, W) of the size of `images`, each below K or 255."""
+        expected = (len(images), *images.shape[-2:])
+        if not isinstance(labels, Tensor):
+            raise InputError(
+                f"labels is a {type(labels).__name__}; expected a tensor of integers of shape {expected}, as the images."
+            )
+        if labels.is_floating_point() or labels.is_complex() or tuple(labels.shape) != expected:
+            raise InputError(
+                f"labels must be integers of shape {expected}, as the images, got {labels.dtype} of shape {tuple(labels.shape)}."
+            )
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # on a GPU the check would synchronise
+            labels = labels.long()
+            invalid = labels[(labels != IGNORE_LABEL) & ((labels < 0) | (labels >= self.num_classes))]
+            if len(invalid):
+                got = invalid.unique().tolist()[:8]
+                raise InputError(f"labels must be 0 to {self.num_classes - 1}, or {IGNORE_LABEL} for ignored pixels, got {got}.")
 
     def forward(self, maps: Sequence[Tensor], queries: Tensor | None = None) -> Tensor:
         """Compute logits at the resolution of the head.

@@ -174,7 +174,7 @@ def make_head(
         InputError: the head or one of the settings does not exist.
     """
     classes = {key: getattr(heads, key) for key in heads.__all__ if isinstance(getattr(heads, key), type)}
-    known = {key: cls for key, cls in classes.items() if issubclass(cls, heads.Head) and cls is not heads.Head}
+    known = {key: cls for key, cls in classes.items() if issubclass(cls, heads.Head) and cls not in (heads.Head, heads.DepthHead)}
     if name not in known:
         raise InputError(f"the head {name!r} does not exist; expected one of {', '.join(known)}.")
     widths = backbones.map_channels(backbone)
