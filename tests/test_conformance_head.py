@@ -41,7 +41,11 @@ def inputs(tensors):
 def stored_points(monkeypatch):
     """Replace every draw of point coordinates by the fixed sequence with which the stored losses were computed."""
 
+    draw = torch.rand
+
     def points(*shape, device=None):
+        if shape == ([],):  # older versions of the library draw for its layer dropout, which is off
+            return draw(*shape)
         i = torch.arange(shape[-2], dtype=torch.float64)
         sequence = torch.stack(((0.754877666 * i + 0.13) % 1, (0.569840291 * i + 0.37) % 1), -1)
         return sequence.float().expand(*shape).clone()
