@@ -45,3 +45,14 @@ def test_every_page_is_in_the_table_of_contents():
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
     listed = {line for block in re.findall(r"```\{toctree\}(.*?)```", index, re.DOTALL) for line in block.split()}
     assert pages <= listed
+
+
+def test_the_headings_of_troubleshooting_are_texts_of_errors():
+    """Pieces of f-strings are joined, and what they insert is `...` in a heading."""
+    code = " ".join(" ".join(path.read_text().split()) for path in (ROOT / "src").rglob("*.py"))
+    code = re.sub(r'" f?"', "", code)
+    headings = re.findall(r"^## (.*)$", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(headings) > 10
+    for heading in headings:
+        pieces = [re.escape(piece.strip()) for piece in heading.split("...")]
+        assert re.search(".{1,100}?".join(pieces), code), heading

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from rein.dgss.data.datasets.class_maps import CITYSCAPES_IDS
 from rein.dgss.labels import CITYSCAPES_CLASSES, IGNORE_LABEL, LabelSpace
 from rein.errors import InputError
+from rein.files import replace_file
 
 _IDS = np.zeros(len(CITYSCAPES_CLASSES), np.uint8)
 for _label_id, _train_id in CITYSCAPES_IDS.items():
@@ -42,13 +43,10 @@ def write_zip(path: Path, files: Sequence[Path]) -> None:
     """Write files into one zip file, without folders, and put it at `path` in one step.
 
     Raises:
-        InputError: it cannot be written.
+        CheckpointError: it cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:  # PNG files are compressed already
-            for file in files:
-                archive.write(file, file.name)
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}. Choose another --out.") from error
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:  # PNG files are compressed already
+        for file in files:
+            archive.write(file, file.name)
+    replace_file(path, buffer.getvalue())
