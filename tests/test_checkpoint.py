@@ -219,8 +219,8 @@ DAMAGE = {
     "missing": (lambda path: path.unlink(), "cannot read"),
     "another library's": (lambda path: save_file({"weight": torch.zeros(2)}, path), "that rein did not write"),
     "newer format": (
-        lambda path: rewrite(path, rein_format="2"),
-        "has format version 2, rein .* reads version 1; upgrade rein-adapter",
+        lambda path: rewrite(path, rein_format="3"),
+        "has format version 3, rein .* reads versions 1, 2; upgrade rein-adapter",
     ),
     "unknown kind": (lambda path: rewrite(path, kind='"garden"'), "header that rein .* cannot read: kind is 'garden', expected"),
     "unknown config key": (

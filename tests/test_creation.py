@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from rein import official
+from rein import official, remote
 from rein.backbones import creation as backbone
 from rein.backbones.creation import make_backbone
 from rein.errors import CheckpointError, InputError
@@ -40,7 +40,7 @@ def test_weights_that_cannot_be_downloaded_are_an_error_that_names_the_remedies(
         raise OSError("no network")
 
     monkeypatch.setattr(socket, "create_connection", unreachable)
-    monkeypatch.setattr(backbone, "getproxies", dict)
+    monkeypatch.setattr(remote, "getproxies", dict)
     monkeypatch.setattr(timm, "create_model", offline)
     said = r"weights of test_vit cannot be downloaded \(ConnectionError: no route to the hub\)\."
     with pytest.raises(InputError, match=said + ".*--model.weights.*--model.pretrained false"):

@@ -18,6 +18,7 @@ LAYERS = {
     "modes": 0,
     "config": 0,
     "files": 1,
+    "remote": 1,
     "pytorch_files": 1,
     "refinement": 1,
     "adapter": 1,
@@ -25,12 +26,14 @@ LAYERS = {
     "heads": 1,
     "backbones": 2,
     "other_adapters": 2,
+    "images": 2,
     "injection": 3,
     "parameters": 3,
     "checkpoint": 4,
     "segmenter": 4,
     "catalogue": 4,
     "official": 4,
+    "hub": 5,
     "testing": 5,
     "dgss": 5,
     "cli": 6,
@@ -47,6 +50,9 @@ ALLOWED = {
     "cli": set(),
 }
 ALLOWED |= {module: {"torch"} for module in ("refinement", "stagewise", "modes", "injection", "parameters", "segmenter")}
+ALLOWED["remote"] = {"huggingface_hub"}
+ALLOWED["hub"] = {"torch", "timm"}
+ALLOWED["images"] = {"torch", "numpy", "PIL"}
 ALLOWED["other_adapters"] = {"torch"}
 ALLOWED["files"] = {"torch", "safetensors"}
 ALLOWED["pytorch_files"] = {"torch"}
@@ -148,6 +154,7 @@ def run(program):
 def test_importing_rein_loads_no_models_and_no_optional_package_and_has_no_side_effect():
     optional = [
         "timm",
+        "huggingface_hub",
         "torchvision",
         "lightning",
         "PIL",
@@ -185,7 +192,9 @@ sys.exit(main(["demo"]))
 
 def test_the_public_names_are_the_promised_ones():
     promised = "wrap unwrap disabled save load summary param_groups ReinConfig ReinAdapter Segmenter heads ReinError"
-    promised += " InputError UnsupportedBackboneError WrapError CheckpointError MissingExtraError DivergedError __version__"
+    promised += (
+        " InputError UnsupportedBackboneError WrapError CheckpointError MissingExtraError DivergedError push_to_hub __version__"
+    )
     assert sorted(rein.__all__) == sorted(promised.split())
     assert all(hasattr(rein, name) for name in rein.__all__)
 

@@ -61,11 +61,11 @@ def newer(path, version, wrote):
 @pytest.mark.parametrize(
     ("version", "wrote", "remedy"),
     [
-        ("2", "1.4.0", r"rein 1.4.0 wrote it, so run: pip install 'rein-adapter>=1.4.0'"),
+        ("3", "1.4.0", r"rein 1.4.0 wrote it, so run: pip install 'rein-adapter>=1.4.0'"),
         ("12", "0.1.10", r"rein 0.1.10 wrote it, so run: pip install 'rein-adapter>=0.1.10'"),
-        ("2", "0.0.1", "upgrade rein-adapter"),  # a version that cannot have written it
-        ("2", "1.0.0'; rm -rf /", "upgrade rein-adapter"),
-        ("2", ["1.0.0"], "upgrade rein-adapter"),
+        ("3", "0.0.1", "upgrade rein-adapter"),  # a version that cannot have written it
+        ("3", "1.0.0'; rm -rf /", "upgrade rein-adapter"),
+        ("3", ["1.0.0"], "upgrade rein-adapter"),
         ("x\n", None, "upgrade rein-adapter"),
     ],
 )
@@ -73,6 +73,14 @@ def test_a_newer_format_is_refused_with_the_version_to_install(tmp_path, version
     path = newer(tmp_path / "new.safetensors", version, wrote)
     for read in (lambda: rein.load(maker(1).make_backbone(), path), lambda: checkpoint.describe_file(path)):
         with pytest.raises(
-            rein.CheckpointError, match=rf"has format version {version.strip()}, rein .* reads version 1; {remedy}\.$"
+            rein.CheckpointError, match=rf"has format version {version.strip()}, rein .* reads versions 1, 2; {remedy}\.$"
         ):
             read()
+
+
+def test_the_facts_of_version_2_are_read():
+    segmenter = rein.Segmenter.load(FILES / "format-2" / "segmenter.safetensors", maker(2).make_backbone())
+    assert segmenter.classes == ["road", "sky", "car"]
+    assert segmenter.palette == [(128, 64, 128), (70, 130, 180), (0, 0, 142)]
+    assert segmenter.normalization == ([0.5, 0.4, 0.3], [0.2, 0.25, 0.3])
+    assert segmenter.notes == {"sources": ["day"], "window": 16}

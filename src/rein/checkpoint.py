@@ -1,8 +1,8 @@
 """The file format of adapters and segmenters, and `save` and `load` for adapters.
 
 A file is checked completely before the model changes. Writing replaces an existing file in one step. `docs/file-format.md` describes
-the format, version 1: tensors named as in `model.rein.state_dict()` (with the prefixes `rein.` and `head.` in a segmenter file), and
-the metadata `rein_format`, `kind`, `rein_version`, `config`, `backbone`, `head` and `sha256`.
+the format, version 2: tensors named as in `model.rein.state_dict()` (with the prefixes `rein.` and `head.` in a segmenter file), and
+the metadata `rein_format`, `kind`, `rein_version`, `config`, `backbone`, `head`, `about` and `sha256`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,16 +24,20 @@ from torch import Tensor, nn
 
 from rein import backbones, pytorch_files
 from rein._version import __version__
-from rein.backbones import BlockInfo
+from rein.backbones import BlockInfo, facts
 from rein.config import ReinConfig
 from rein.errors import CheckpointError, InputError, MissingExtraError, UnsupportedBackboneError, one_line
 from rein.files import read_safetensors, reason_of
 from rein.files import replace_file as replace_file
 from rein.heads import Head
+from rein.images import check_classes, check_normalization, check_palette
 from rein.injection import ADAPTER, Model, get_injection, is_wrapped, unwrap, wrap
+from rein.remote import fetch
 from rein.stagewise import build_adapter
 
-VERSION_KEY, FORMAT_VERSION = "rein_format", 1
+VERSION_KEY, FORMAT_VERSION = "rein_format", 2
+_READABLE = ("1", "2")
+_ENTRIES = ("kind", "rein_version", "backbone", "config", "head", "about")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -45,17 +48,23 @@ class Header:
     Attributes:
         kind: `adapter` or `segmenter`.
         config: configuration of the adapter; None for a segmenter without an adapter.
-        backbone: the backbone that the file fits: `architecture` and, with an adapter, the lists `blocks`, `widths` and
-            `num_prefix_tokens` with one entry per adapter layer, and `given`, the facts that the user passed to `wrap`.
+        backbone: the backbone that the file fits: `architecture`; the facts of `backbones.facts.describe`, absent in version 1; and,
+            with an adapter, the lists `blocks`, `widths` and `num_prefix_tokens` with one entry per adapter layer, and `given`, the
+            facts that the user passed to `wrap`.
         head: `name`, `arguments` and block `indices` of a segmenter's head; None in an adapter file.
+        about: what a user of a segmenter needs to know: `classes`, `palette`, `normalization`, `ignore_label` and `notes`; None in
+            an adapter file and in version 1.
         rein_version: version of rein that wrote the file.
+        format_version: version of the format of the file that was read; files are written in the newest.
     """
 
     kind: str
     config: ReinConfig | None
     backbone: dict[str, Any]
     head: dict[str, Any] | None = None
+    about: dict[str, Any] | None = None
     rein_version: str = __version__
+    format_version: str = str(FORMAT_VERSION)
 
     def to_metadata(self) -> dict[str, str]:
         """Return the header as safetensors metadata: a dictionary of strings."""
@@ -65,6 +74,7 @@ class Header:
             "config": None if self.config is None else self.config.to_dict(),
             "backbone": self.backbone,
             "head": self.head,
+            "about": self.about,
         }
         fixed = {"format": "pt", VERSION_KEY: str(FORMAT_VERSION)}  # `format` is a convention of safetensors
         return fixed | {key: json.dumps(value, sort_keys=True) for key, value in values.items() if value is not None}
@@ -76,12 +86,14 @@ class Header:
         Raises:
             InputError, KeyError, TypeError, ValueError: an entry is missing or invalid.
         """
-        entries = {key: _parse(metadata.get(key, "null")) for key in ("kind", "rein_version", "backbone", "config", "head")}
-        kind, version, backbone, config, head = entries.values()
+        entries = {key: _parse(metadata.get(key, "null")) for key in _ENTRIES}
+        kind, version, backbone, config, head, about = entries.values()
         if kind not in ("adapter", "segmenter"):
             raise InputError(f"kind is {one_line(repr(kind))}, expected 'adapter' or 'segmenter'")
         if not (isinstance(backbone, dict) and isinstance(backbone.get("architecture"), str)):
             raise InputError("backbone has no architecture name")
+        facts.check(backbone)
+        _check_about(about)
         if config is None and kind == "adapter":
             raise InputError("config is missing, expected the configuration of the adapter")
         if config is not None:
@@ -100,7 +112,23 @@ class Header:
             and _is_list(head.get("indices"), int)
         ):
             raise InputError(f"head is {one_line(repr(head))}, expected a dictionary with name, arguments and indices")
-        return cls(kind, None if config is None else ReinConfig.from_dict(config), backbone, head, str(version))
+        config = None if config is None else ReinConfig.from_dict(config)
+        return cls(kind, config, backbone, head, about, str(version), metadata[VERSION_KEY])
+
+
+def _check_about(about: Any) -> None:
+    """Raise InputError unless the entries of `about` that are there are valid; a file of format version 1 has none of them."""
+    if about is None:
+        return
+    if not (isinstance(about, dict) and isinstance(about.get("notes", {}), dict)):
+        raise InputError(f"about is {one_line(repr(about))}, expected a dictionary, with a dictionary notes")
+    check_classes(about.get("classes", []))
+    check_palette(about.get("palette", []))
+    if "normalization" in about:
+        stated = about["normalization"]
+        check_normalization((stated["mean"], stated["std"]))
+    if type(about.get("ignore_label", 255)) not in (int, float):
+        raise InputError(f"ignore_label is {one_line(repr(about['ignore_label']))}, expected a number")
 
 
 def _parse(text: str) -> Any:
@@ -147,7 +175,14 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     write(path, adapter.state_dict(), Header("adapter", adapter.config, describe_backbone(model)))
 
 
-def load(model: Model, path: str | os.PathLike[str], *, strict: bool = True, example_inputs: Any = None) -> Model:
+def load(
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    strict: bool = True,
+    check_weights: bool = True,
+    example_inputs: Any = None,
+) -> Model:
     """Load an adapter into `model`, in place; wrap the model first if it is bare.
 
     The function checks the file and the model completely before it changes anything. In a wrapped model only parameter values
@@ -155,8 +190,11 @@ def load(model: Model, path: str | os.PathLike[str], *, strict: bool = True, exa
 
     Args:
         model: the backbone that the adapter was trained on.
-        path: a file that `save` wrote.
+        path: a file that `save` wrote, or the address of one on the Hugging Face hub, `hf://owner/name` or `hf://owner/name@revision`
+            (extra `hub`).
         strict: require the same architecture and block names; with False, equal widths, depth and prefix tokens suffice.
+        check_weights: refuse a model with other weights than those on which the adapter was trained, where it is useless. A file of
+            format version 1 does not state them.
         example_inputs: as for `wrap`; needed if `model` is bare and was wrapped with them before.
 
     Returns:
@@ -169,7 +207,10 @@ def load(model: Model, path: str | os.PathLike[str], *, strict: bool = True, exa
     tensors, header = read(path)
     if header.kind != "adapter":
         raise CheckpointError(f"{path} is a {header.kind} file, expected an adapter file; load it with rein.Segmenter.load.")
-    check_adapter(model, tensors, header, path, strict=strict, example_inputs=example_inputs)()
+    load_adapter = check_adapter(model, tensors, header, path, strict=strict, example_inputs=example_inputs)
+    if check_weights:
+        check_frozen_weights(model, header, path)
+    load_adapter()
     return model
 
 
@@ -261,13 +302,43 @@ def check_architecture(model: nn.Module, header: Header, path: str | os.PathLike
         )
 
 
+def check_frozen_weights(model: nn.Module, header: Header, path: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError if the weights of the backbone differ from the sample of them in the header."""
+    difference = facts.find_difference(model, header.backbone)
+    if difference is not None:
+        name, expected = facts.full_name(model), header.backbone.get("name", header.backbone["architecture"])
+        raise CheckpointError(
+            f"{path} was trained on the weights {one_line(expected)}, the model has {'other ones' if name == expected else name}: "
+            f"{difference}. Load the weights on which it was trained, or pass check_weights=False to load it all the same."
+        )
+
+
+def make_backbone(header: Header, path: str | os.PathLike[str], weights: str | os.PathLike[str] | None) -> nn.Module:
+    """Build the backbone that a header states, frozen; arguments as for `Segmenter.load`.
+
+    Raises:
+        CheckpointError: the header does not state it, or it cannot be built.
+        InputError: its weights cannot be downloaded, or do not fit.
+    """
+    stated, remedy = header.backbone, "Build the backbone, and pass it: rein.Segmenter.load(path, backbone)."
+    if "name" not in stated:
+        raise CheckpointError(
+            f"{path} does not state how to build its backbone, {one_line(stated['architecture'])}; files of format version 1 do not. "
+            f"{remedy}"
+        )
+    try:
+        return facts.make(stated, weights)
+    except UnsupportedBackboneError as error:
+        raise CheckpointError(f"{path} has a backbone that cannot be built from its name: {one_line(error)} {remedy}") from error
+
+
 def describe_backbone(model: nn.Module) -> dict[str, Any]:
     """Return the `backbone` entry of the header for a wrapped or bare model."""
     name = backbones.architecture(model)
     if not is_wrapped(model):
-        return {"architecture": name}
+        return {"architecture": name, **facts.describe(model)}
     injection = get_injection(model)
-    return describe_blocks(name, injection.blocks) | {"given": injection.given}
+    return describe_blocks(name, injection.blocks) | {"given": injection.given, **facts.describe(model)}
 
 
 def describe_blocks(name: str, blocks: Sequence[BlockInfo]) -> dict[str, Any]:
@@ -281,30 +352,59 @@ def describe_blocks(name: str, blocks: Sequence[BlockInfo]) -> dict[str, Any]:
 
 
 def describe_file(path: str | os.PathLike[str]) -> str:
-    """Return a readable summary of a file: tensors, backbone, configuration, head and how to load it.
+    """Return a readable summary of a file: tensors, backbone, configuration, head, classes, notes, and how to load it.
 
     Raises:
         CheckpointError: as `read`.
     """
     tensors, header = read(path)
-    backbone = header.backbone
-    lines = [
-        f"{path}: {header.kind}, format {FORMAT_VERSION}, written by rein {header.rein_version}",
-        f"tensors   {len(tensors)}, {sum(t.numel() for t in tensors.values()):,} numbers, {Path(path).stat().st_size / 1e6:.2f} MB",
-        f"backbone  {backbone['architecture']}",
+    numbers, size = (sum(counts) for counts in zip(*((t.numel(), t.nbytes) for t in tensors.values()), strict=True))
+    given = "path" if "name" in header.backbone else "path, backbone"
+    reader = "rein.load(model, path)" if header.kind == "adapter" else f"rein.Segmenter.load({given})"
+    rows = [
+        ("tensors", f"{len(tensors)}, {numbers:,} numbers, {size / 1e6:.2f} MB"),
+        *describe_header(header),
+        ("load", reader),
     ]
+    first = f"{path}: {header.kind}, format {header.format_version}, written by rein {header.rein_version}"
+    return "\n".join([first, *(f"{title:9} {text}" for title, text in rows)])
+
+
+def describe_header(header: Header) -> list[tuple[str, str]]:
+    """Return what a file states as pairs of a title and a text: backbone, configuration, head, classes and notes."""
+    backbone, about = header.backbone, header.about or {}
+    rows = [("backbone", facts.summary(backbone))]
+    if "weights" in backbone:
+        rows.append(("weights", f"compared when the file is loaded, by numbers of {len(backbone['weights'])} tensors"))
     if header.config is not None:
         blocks = backbone["blocks"]
         widths, prefix = (", ".join(str(value) for value, _ in groupby(backbone[key])) for key in ("widths", "num_prefix_tokens"))
-        lines += [
-            f"blocks    {len(blocks)}, {blocks[0]} to {blocks[-1]}; width {widths}; prefix tokens {prefix}",
-            "config    " + ", ".join(f"{key}={value}" for key, value in header.config.to_dict().items()),
-        ]
+        rows.append(("blocks", f"{len(blocks)}, {blocks[0]} to {blocks[-1]}; width {widths}; prefix tokens {prefix}"))
+        rows.append(("config", ", ".join(f"{key}={value}" for key, value in header.config.to_dict().items())))
     if header.head is not None:
         settings = ", ".join(f"{key}={value}" for key, value in header.head["arguments"].items())
-        lines.append(f"head      {header.head['name']}({settings}) over blocks {header.head['indices']}")
-    reader = "rein.load(model, path)" if header.kind == "adapter" else "rein.Segmenter.load(path, backbone)"
-    return "\n".join([*lines, f"load      {reader}"])
+        rows.append(("head", f"{header.head['name']}({settings}) over blocks {header.head['indices']}"))
+    if about.get("classes"):
+        rows.append(("classes", f"{len(about['classes'])}: {', '.join(about['classes'])}"))
+    if about.get("palette"):
+        rows.append(("colours", " ".join("#" + "".join(f"{channel:02x}" for channel in colour) for colour in about["palette"])))
+    if "normalization" in about:
+        rows.append(("images", "normalised with " + _describe_value(about["normalization"])))
+    if "ignore_label" in about:
+        rows.append(("ignored", f"label {about['ignore_label']}"))
+    notes = about.get("notes", {})
+    return rows + [
+        (one_line(key), one_line(_describe_value(notes[key]), 2000)) for key in notes if notes[key] not in (None, {}, [])
+    ]
+
+
+def _describe_value(value: Any) -> str:
+    """A value of JSON as text: lists with commas, dictionaries as their keys with values; entries without a value are left out."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_describe_value(entry)}" for key, entry in value.items() if entry not in (None, {}, []))
+    if isinstance(value, list):
+        return ", ".join(map(_describe_value, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def match_adapter(widths: Sequence[int], config: ReinConfig, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -414,8 +514,15 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: H
         raise CheckpointError(
             f"{path} was not written: the model is on meta tensors, which hold no values. Load its weights first."
         )
+    try:
+        metadata = header.to_metadata()
+        Header.from_metadata(metadata)
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} was not written, because no one could read it: {one_line(error)}. Expected facts in JSON's types: printable "
+            "texts, finite numbers, lists and dictionaries."
+        ) from error
     on_cpu = {name: _gather(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = header.to_metadata()
     replace_file(path, to_bytes(on_cpu, metadata | {"sha256": _digest(on_cpu, metadata)}))
 
 
@@ -429,26 +536,28 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Header]:
     """Read the tensors and the header of a file, and check its digest.
 
     Raises:
-        CheckpointError: the file is missing, truncated, altered, not written by rein, or of a newer format.
+        CheckpointError: the file is missing, truncated, altered, not written by rein, or of a newer format; or, for an address on the
+            hub, as `remote.fetch`.
     """
+    local = fetch(path)
     try:
-        tensors, metadata = read_safetensors(path)
+        tensors, metadata = read_safetensors(local)
     except SafetensorError as error:
         raise CheckpointError(
-            pytorch_files.describe(path)
+            pytorch_files.describe(local)
             or f"{path} is not a complete safetensors file: {one_line(error)}. Pass a file of rein, or restore it from a copy."
         ) from error
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {reason_of(error, path)}.") from error
+        raise CheckpointError(f"cannot read {path}: {reason_of(error, local)}.") from error
     version = metadata.get(VERSION_KEY)
     if version is None:
         raise CheckpointError(
             f"{path} is a safetensors file that rein did not write: its metadata has no {VERSION_KEY!r}. Pass a file written by "
             "rein.save or Segmenter.save."
         )
-    if version != str(FORMAT_VERSION):
+    if version not in _READABLE:
         raise CheckpointError(
-            f"{path} has format version {one_line(version)}, rein {__version__} reads version {FORMAT_VERSION}; "
+            f"{path} has format version {one_line(version)}, rein {__version__} reads versions {', '.join(_READABLE)}; "
             f"{_how_to_upgrade(metadata)}."
         )
     digest = metadata.pop("sha256", None)

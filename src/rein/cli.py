@@ -171,7 +171,7 @@ def _add_info(commands: Any) -> None:
         help="describe an adapter or segmenter file",
         description="Print what a file holds, which backbone it belongs to and how to load it.",
     )
-    info.add_argument("file", type=Path)
+    info.add_argument("file", metavar="FILE", help="the file, or its address on the Hugging Face hub, hf://owner/name@revision")
     info.set_defaults(run=_info)
 
 

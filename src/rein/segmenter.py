@@ -15,6 +15,15 @@ from torch import Tensor, nn
 from rein import backbones, checkpoint, heads
 from rein.errors import CheckpointError, InputError, UnsupportedBackboneError, one_line
 from rein.heads import Head
+from rein.images import (
+    Colour,
+    Segmentation,
+    check_classes,
+    check_normalization,
+    check_palette,
+    default_palette,
+    to_tensor,
+)
 from rein.injection import ADAPTER, get_injection, is_wrapped
 from rein.modes import eval_mode
 
@@ -34,13 +43,30 @@ class Segmenter(nn.Module):
             none, so baselines without an adapter can use the same head.
         indices: indices (from 0) of the blocks whose outputs are the feature maps. By default, four maps come from the paper's
             blocks, depth x {1/3, 1/2, 2/3, 1}; other numbers of maps come from evenly spaced blocks up to the last.
+        classes: name of each class, K different ones; `class 0`, `class 1`, ... by default.
+        palette: colour of each class, (red, green, blue) from 0 to 255; Pascal VOC's by default.
+        normalization: mean and standard deviation of each channel, for images in [0, 1]; those of the backbone by default.
+
+    Attributes:
+        classes, palette, normalization: as given. `save` writes them, `load` reads them, and `segment` uses them.
+        notes: what else a user of the file should know, in JSON's types; `save` writes it and `load` reads it. `rein fit` notes
+            `sources`, `protocol`, `scores`, `method`, and `window` and `stride`, which `segment` uses.
 
     Raises:
-        InputError: the indices, or the widths of the maps or queries, do not fit the head.
+        InputError: the indices, or the widths of the maps or queries, do not fit the head; or a name or colour is invalid.
         UnsupportedBackboneError: the blocks of the backbone are unknown, it cannot be called with images, or its tokens are no grid.
     """
 
-    def __init__(self, backbone: nn.Module, head: Head, indices: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: Head,
+        indices: Sequence[int] | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+        palette: Sequence[Colour] | None = None,
+        normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+    ) -> None:
         super().__init__()
         self._maps = backbones.find_maps(backbone, partial(_find_blocks, backbone))
         channels = self._maps.channels
@@ -58,6 +84,11 @@ class Segmenter(nn.Module):
                 f"{getattr(backbone, ADAPTER).config.query_dim}; build the adapter with ReinConfig(query_dim={head.query_dim})."
             )
         self.backbone, self.head = backbone, head
+        count = _num_classes(head)
+        self.classes = check_classes([f"class {number}" for number in range(count)] if classes is None else classes, count)
+        self.palette = check_palette(default_palette(count) if palette is None else palette, count)
+        self.normalization = check_normalization(backbones.normalization(backbone) if normalization is None else normalization)
+        self.notes: dict[str, Any] = {}
 
     def train(self, mode: bool = True) -> Segmenter:
         """Set the mode as `nn.Module.train` does, but keep a fully frozen backbone in eval mode."""
@@ -225,12 +256,12 @@ class Segmenter(nn.Module):
             return [each.cropped(images.shape[-2:]) for each in predict_segments(maps, target, queries, **settings)]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write adapter and head to one file, without the weights of the backbone.
+        """Write adapter and head to one file, with the facts about backbone and classes, but without the weights of the backbone.
 
         Raises:
             CheckpointError: the file cannot be written.
-            InputError: the class of the head is not in `rein.heads`, so `load` could not build it; or the backbone is bare and not
-                frozen, so its trained weights would be lost.
+            InputError: the class of the head is not in `rein.heads`, so `load` could not build it; the backbone is bare and not
+                frozen, so its trained weights would be lost; or classes, palette, normalization or notes are invalid.
         """
         if not is_wrapped(self.backbone) and any(parameter.requires_grad for parameter in self.backbone.parameters()):
             raise InputError(
@@ -251,24 +282,50 @@ class Segmenter(nn.Module):
             config=None if adapter is None else adapter.config,
             backbone=checkpoint.describe_backbone(self.backbone),
             head={"name": name, "arguments": self.head.arguments, "indices": list(self.indices)},
+            about={
+                "classes": check_classes(self.classes, _num_classes(self.head)),  # again: they may have been set since
+                "palette": check_palette(self.palette, _num_classes(self.head)),
+                "normalization": dict(zip(("mean", "std"), check_normalization(self.normalization), strict=True)),
+                "ignore_label": self.head.unlabelled,
+                "notes": self.notes,
+            },
         )
         checkpoint.write(path, tensors, header)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], backbone: nn.Module, *, strict: bool = True) -> Segmenter:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        backbone: nn.Module | None = None,
+        *,
+        weights: str | os.PathLike[str] | None = None,
+        strict: bool = True,
+        check_weights: bool = True,
+    ) -> Segmenter:
         """Build a segmenter from a file that `save` wrote; wrap a bare backbone if the file has an adapter.
 
         Args:
-            path: the file.
-            backbone: the backbone that the adapter or head was trained on.
+            path: the file, or its address on the Hugging Face hub, as for `rein.load`.
+            backbone: the backbone that the adapter or head was trained on. None builds the one that the file states, with timm's
+                pretrained weights (downloaded once) or those of `pocket_vit`, frozen; the segmenter is then in eval mode.
+            weights: file with weights for the backbone that is built, .safetensors or .pth, under timm's names.
             strict: as in `rein.load`.
+            check_weights: as in `rein.load`.
 
         Raises:
-            CheckpointError: as `rein.load`; the backbone stays unchanged.
+            CheckpointError: as `rein.load`; the backbone stays unchanged. Or the file does not state how to build the backbone.
+            InputError: both backbone and weights are given; or the weights cannot be downloaded, or do not fit.
         """
         tensors, header = checkpoint.read(path)
         if header.kind != "segmenter" or header.head is None:
             raise CheckpointError(f"{path} is an adapter file, expected a segmenter file; load it with rein.load.")
+        if backbone is not None and weights is not None:
+            raise InputError(
+                "backbone and weights were both given; expected weights only for a backbone that load builds. Leave one of them out."
+            )
+        built = backbone is None
+        if backbone is None:
+            backbone = checkpoint.make_backbone(header, path, weights)
         head_class, arguments = _find_head(header.head, path), header.head["arguments"]
         name = backbones.architecture(backbone)
         try:
@@ -308,11 +365,53 @@ class Segmenter(nn.Module):
             raise CheckpointError(
                 f"{path} has a head that requires queries of an adapter of width {head.query_dim}, but {adapter}."
             )
+        facts = _read_facts(header, head, path)
+        if check_weights:
+            checkpoint.check_frozen_weights(backbone, header, path)
         reference = next(backbone.parameters())
         head.to(reference.device, torch.float64 if reference.dtype == torch.float64 else torch.float32)
         if load_adapter is not None:
             load_adapter()
-        return cls(backbone, head, indices)
+        segmenter = cls(backbone, head, indices, **facts)
+        segmenter.notes = (header.about or {}).get("notes", {})
+        return segmenter.eval() if built else segmenter
+
+    def preprocess(self, image: Any) -> Tensor:
+        """Convert an image to the normalised tensor (1, 3, H, W), float32, that the segmenter expects, on its device.
+
+        Args:
+            image: a path, a PIL image, a uint8 array (H, W, 3), or a uint8 tensor (3, H, W). A path or a PIL image is turned as its
+                EXIF entry says, and converted to RGB.
+
+        Raises:
+            InputError: none of these, or a file that is not an image.
+        """
+        device = next(self.backbone.parameters()).device
+        mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in self.normalization)
+        return ((to_tensor(image).to(device).float() / 255 - mean) / std)[None]
+
+    def segment(self, image: Any, **settings: Any) -> Segmentation:
+        """Segment an image of any size.
+
+        Args:
+            image: as for `preprocess`.
+            settings: of `predict`. If `window` is not given, window and stride are those in `notes`, or else `predict`'s own.
+
+        Returns:
+            The classes at the image's own size, with `overlay()` and `save(path)`.
+
+        Raises:
+            InputError: as `preprocess` and `predict`; or the head predicts no classes.
+        """
+        if not self.classes:
+            raise InputError(
+                f"{type(self.head).__name__} predicts no classes; use segmenter.predict(segmenter.preprocess(image))."
+            )
+        pixels = to_tensor(image)
+        if "window" not in settings:
+            settings |= {key: self.notes[key] for key in ("window", "stride") if key in self.notes and key not in settings}
+        logits = self.predict(self.preprocess(pixels), **settings)
+        return Segmentation(logits[0].argmax(0).to(torch.uint8).cpu(), pixels.cpu(), tuple(self.classes), tuple(self.palette))
 
     def _check(self, images: Tensor) -> backbones.InputSpec:
         spec = self._maps.input_spec(self.backbone)
@@ -445,3 +544,25 @@ def _find_head(description: dict[str, Any], path: str | os.PathLike[str]) -> typ
     if not (isinstance(head_class, type) and issubclass(head_class, Head)) or head_class is Head:
         raise CheckpointError(f"{path} has a head {one_line(repr(description['name']))}, which is not a class of rein.heads.")
     return head_class
+
+
+def _num_classes(head: Head) -> int:
+    """Number of classes that have names; 0 for a head that predicts depth."""
+    return 0 if isinstance(head, heads.DepthHead) else head.num_classes
+
+
+def _read_facts(header: checkpoint.Header, head: Head, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The facts in a header that are arguments of `Segmenter`; a file of format version 1 has none."""
+    about, count = header.about or {}, _num_classes(head)
+    facts: dict[str, Any] = {}
+    try:
+        if "classes" in about:
+            facts["classes"] = check_classes(about["classes"], count)
+        if "palette" in about:
+            facts["palette"] = check_palette(about["palette"], count)
+        if "normalization" in about:
+            stated = about["normalization"]
+            facts["normalization"] = check_normalization((stated["mean"], stated["std"]))
+    except (InputError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} has invalid facts: {one_line(error)} Restore the file from a copy.") from error
+    return facts

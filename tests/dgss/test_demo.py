@@ -218,7 +218,7 @@ def test_the_command_runs_on_a_folder_and_prints_the_table(tmp_path, capsys):
     assert sorted(content["results"][0]["iou"]["dusk"]) == ["ground", "sky", "thing"]
     assert main(["info", str(out / "rein" / "adapter.safetensors")]) == 0
     printed = capsys.readouterr().out
-    for part in ("adapter, format 1", "test_vit", "6, blocks.0 to blocks.5; width 64; prefix tokens 1", "rank=16", "rein.load"):
+    for part in ("adapter, format 2", "test_vit", "6, blocks.0 to blocks.5; width 64; prefix tokens 1", "rank=16", "rein.load"):
         assert part in printed
     assert main(["info", str(out / "rein" / "segmenter.safetensors")]) == 0
     assert "LinearHead" in capsys.readouterr().out

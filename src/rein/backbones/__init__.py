@@ -4,6 +4,7 @@ Only this package knows details of timm. `families` lists what differs between m
 the rest.
 """
 
+from rein.backbones import facts
 from rein.backbones.blocks import BlockInfo, find_blocks, get_tokens, replace_tokens
 from rein.backbones.families import enclosing_backbones
 from rein.backbones.images import InputSpec, architecture, feature_maps, input_spec, map_channels, normalization, patch_size
@@ -16,6 +17,7 @@ __all__ = [
     "TimmMaps",
     "architecture",
     "enclosing_backbones",
+    "facts",
     "feature_maps",
     "find_blocks",
     "find_maps",

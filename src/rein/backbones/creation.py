@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import timm
 import torch
@@ -23,6 +19,7 @@ from rein.backbones.pocket import POCKET, pocket_vit
 from rein.backbones.resampling import resample
 from rein.errors import CheckpointError, InputError, ReinError, one_line
 from rein.files import read_safetensors, reason_of
+from rein.remote import ask_hub_once
 
 
 def make_backbone(
@@ -30,8 +27,9 @@ def make_backbone(
     pretrained: bool,
     patch_size: int | None = None,
     *,
-    img_size: int | None = None,
+    img_size: int | tuple[int, ...] | None = None,
     weights: Path | None = None,
+    dynamic_img_size: bool = True,
 ) -> nn.Module:
     """A timm model, or `rein.testing.pocket_vit`, without a classifier; it takes images of any size if its class can.
 
@@ -42,8 +40,9 @@ def make_backbone(
         pretrained: load timm's pretrained weights from the hub; those of `pocket_vit` are part of the package.
         patch_size: side in pixels; None means the model's own. Weights of a ViT with a class token are resampled the authors' way
             (`rein.official.resample`), others, and those of `pocket_vit`, timm's way.
-        img_size: side in pixels of the images to build for; None means timm's own.
+        img_size: side, or (height, width), in pixels of the images to build for; None means timm's own.
         weights: file with weights under timm's names, for the model's own patch size.
+        dynamic_img_size: accept images of any size, where the class can; otherwise those of `img_size` only.
 
     Raises:
         InputError: timm has no such model or no pretrained weights for it, they cannot be downloaded, or the file does not fit.
@@ -56,6 +55,8 @@ def make_backbone(
         raise InputError(f"timm has no model {name!r}. {remedy}")
     sizes = {"patch_size": patch_size, "img_size": img_size}
     settings: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
+    if not dynamic_img_size:
+        settings["dynamic_img_size"] = False
     state: Mapping[str, Tensor] | None = None
     try:
         if weights is not None:
@@ -81,15 +82,15 @@ def make_backbone(
 def _download(name: str) -> nn.Module:
     """The model with timm's pretrained weights."""
     try:
-        with _ask_hub_once():
+        with ask_hub_once():
             return _create(name, True, {})
     except Exception as error:  # each kind of hub failure has a class of its own
         if "pretrained" in str(error):  # timm's message for an unknown tag or a model without weights
             raise
         reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0].partition(". ")[0]
         raise InputError(
-            f"the weights of {name} cannot be downloaded ({reason}). Pass a file with --model.weights FILE, or use random weights "
-            "with --model.pretrained false."
+            f"the weights of {name} cannot be downloaded ({reason}). Pass a file with --model.weights FILE (in Python: "
+            "weights=FILE), or use random weights with --model.pretrained false."
         ) from error
 
 
@@ -97,9 +98,10 @@ def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
     if name == POCKET:
         return pocket_vit(pretrained=False, **settings)
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **settings)
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **{"dynamic_img_size": True, **settings})
     except TypeError:  # the class does not have that argument
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **settings)
+        others = {key: value for key, value in settings.items() if key != "dynamic_img_size"}
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **others)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -142,13 +144,13 @@ def _fill(
     except Exception as error:  # timm's filters take it that the tensors fit
         raise InputError(
             f"the weights do not fit {name} with {settings}: they cannot be converted ({type(error).__name__}: {one_line(error)}). "
-            "Pass weights of this model with --model.weights."
+            "Pass weights of this model with --model.weights (in Python: weights=FILE)."
         ) from error
     missing = [key for key in wanted if key not in tensors or not _are_alike(tensors[key], wanted[key])]
     if missing:
         raise InputError(
             f"the weights do not fit {name} with {settings}: {', '.join(missing[:6])} are missing or have another shape or type. "
-            "Pass weights of this model with --model.weights."
+            "Pass weights of this model with --model.weights (in Python: weights=FILE)."
         )
     model.load_state_dict({key: tensors[key] for key in wanted})
     return model
@@ -164,7 +166,7 @@ def _check_shapes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
         if shape and (key not in wanted or wanted[key].shape != shape) and (max(sides, default=0) > 64 or shape[-1] > 16_384):
             raise InputError(
                 f"the weights have {one_line(key)} of shape {shape}; expected kernels of at most 64 pixels and no other tensor wider "
-                "than 16,384. Pass weights of this model with --model.weights."
+                "than 16,384. Pass weights of this model with --model.weights (in Python: weights=FILE)."
             )
 
 
@@ -195,21 +197,3 @@ def _grid_side(positions: Tensor | None) -> int | None:
         return None
     side = round(max(0, positions.shape[1] - 1) ** 0.5)
     return side if side and side * side == positions.shape[1] - 1 else None
-
-
-@contextmanager
-def _ask_hub_once() -> Iterator[None]:
-    """Use the download cache at once if the hub does not answer; its own client would retry for most of a minute."""
-    from huggingface_hub import constants
-
-    found = constants.HF_HUB_OFFLINE
-    try:
-        if not found and not getproxies():
-            address = urlsplit(constants.ENDPOINT)
-            socket.create_connection((address.hostname or "", address.port or 443), timeout=5).close()
-    except OSError:
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = found

@@ -38,14 +38,15 @@ class InputSpec:
         return height // patch_height * patch_height, width // patch_width * patch_width
 
 
-def _config(model: nn.Module) -> dict[str, Any]:
+def pretrained_config(model: nn.Module) -> dict[str, Any]:
+    """Timm's facts about the pretrained weights; empty for other models."""
     config = getattr(inner_backbone(model), "pretrained_cfg", None)
     return config if isinstance(config, dict) else {}
 
 
 def architecture(model: nn.Module) -> str:
     """Timm's name of the architecture, or the class name of other models."""
-    return _config(model).get("architecture") or type(model).__name__
+    return pretrained_config(model).get("architecture") or type(model).__name__
 
 
 def _reductions(backbone: nn.Module) -> list[int]:
@@ -82,8 +83,8 @@ def input_spec(model: nn.Module) -> InputSpec:
     coarsest = max(_reductions(backbone), default=16)
     any_size = getattr(backbone, "dynamic_img_size", False) or (family is not None and family.any_size)
     fixed = None if any_size else getattr(embed, "img_size", None)
-    if fixed is None and family is not None and not family.isotropic and _config(backbone).get("fixed_input_size"):
-        fixed = _config(backbone)["input_size"][1:]
+    if fixed is None and family is not None and not family.isotropic and pretrained_config(backbone).get("fixed_input_size"):
+        fixed = pretrained_config(backbone)["input_size"][1:]
     if family is None or family.isotropic:
         pooled = int(getattr(backbone, "pooling_kernel_size", 1))  # Gemma pools cells of tokens
         height, width = patch_size(backbone)
@@ -112,7 +113,7 @@ def _image_channels(module: nn.Module) -> int:
 
 def normalization(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel that the weights were trained with, for images in [0, 1]; ImageNet's by default."""
-    config = _config(model)
+    config = pretrained_config(model)
     return (
         tuple(config.get("mean", (0.485, 0.456, 0.406))),
         tuple(config.get("std", (0.229, 0.224, 0.225))),
