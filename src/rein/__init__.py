@@ -25,6 +25,7 @@ from rein.errors import (
     UnsupportedBackboneError,
     WrapError,
 )
+from rein.hub import push_to_hub
 from rein.injection import disabled, unwrap, wrap
 from rein.parameters import param_groups, summary
 from rein.segmenter import Segmenter
@@ -45,6 +46,7 @@ __all__ = [
     "heads",
     "load",
     "param_groups",
+    "push_to_hub",
     "save",
     "summary",
     "unwrap",

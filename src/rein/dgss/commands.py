@@ -10,6 +10,8 @@ import argparse
 import copy
 import json
 import logging
+import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -74,12 +76,25 @@ def run(arguments: Sequence[str], *, quiet: bool = False) -> ReinCLI:
         SystemExit: after the help.
     """
     cls: type[ReinCLI] = _QuietCLI if quiet else ReinCLI
+    cls = type(cls.__name__, (cls,), {"command": _as_command(arguments)})
     command, arguments = arguments[0], recipes.resolved(arguments)
     if command == "predict":
         arguments, out = _take_out(arguments)
         cls = type(cls.__name__, (cls,), {"predictions": out})
     with _hide_advice(quiet), _one_line_errors(command):
         return _make_cli(cls, arguments)
+
+
+def _as_command(arguments: Sequence[str]) -> str:
+    """The command line for a file that is shared: paths are cut to their last part, since folders may name a person or a customer."""
+
+    def shared(argument: str) -> str:
+        if "\n" in argument:
+            return "CONFIGURATION"  # YAML text
+        option, equals, value = argument.rpartition("=")
+        return f"{option}{equals}{Path(value).name}" if os.sep in value else argument
+
+    return one_line(shlex.join(["rein", *map(shared, arguments)]), 1000)
 
 
 def _take_out(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -118,6 +133,7 @@ class ReinCLI(LightningCLI):
     quiet = False
     exit_code = 0
     predictions: Path | None = None  # folder for those of `predict`; None means the run's
+    command = ""  # as typed, without the folders of its paths
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -339,6 +355,7 @@ class ReinCLI(LightningCLI):
                     state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
                     if self.trainer.is_global_zero:
                         replace_file(self.out / "backbone.safetensors", safetensors.torch.save(state))
+                self._state_facts(segmenter)
                 segmenter.save(self.out / "segmenter.safetensors")
                 if is_wrapped(backbone):
                     rein.save(backbone, self.out / "adapter.safetensors")
@@ -346,6 +363,28 @@ class ReinCLI(LightningCLI):
                 rank_zero_info(f"the segmenter is in {self.out / 'segmenter.safetensors'}")
         if not self.quiet:
             rank_zero_info(f"To evaluate it: rein test --config {self.out / 'config.yaml'}")
+
+    def _state_facts(self, segmenter: rein.Segmenter) -> None:
+        """Set what a user of the segmenter file needs to know: classes, normalisation, and notes on the training."""
+        model, data = self.model, self.datamodule
+        names = data.space.names
+        segmenter.classes, segmenter.palette = list(names), [*data.space.palette[: len(names)]]
+        mean, std = (
+            [round(value, 6) for value in each.flatten().tolist()] for each in (model.normalize.mean, model.normalize.std)
+        )
+        segmenter.normalization = mean, std
+        scores = model.source_scores(names)
+        segmenter.notes = {
+            "method": model.method,
+            "sources": [domain.name for domain in data.sources],
+            "steps": self.trainer.global_step,
+            "state": self._get(self.config, "state"),
+            "scores": {"source validation": scores} if scores else {},
+            "protocol": {**data.protocol.describe(), "eval_edge": data.eval_edge},
+            "window": model.window,
+            "stride": model.stride,
+            "command": self.command,
+        }
 
     def before_validate(self) -> None:
         """Load the run's state."""

@@ -215,6 +215,19 @@ class SegmentationTask(lightning.LightningModule):
             self._digest = digest.hexdigest()
         return self._digest
 
+    def source_scores(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Mean IoU of the current weights on the source validation pairs and, if they were evaluated last, the IoU of each class.
+
+        Empty if the weights have changed since the last validation.
+        """
+        if self._source_miou is None:
+            return {}
+        scores: dict[str, Any] = {"mIoU": round(self._source_miou, 4)}
+        if 0 in self.confusions:
+            iou = zip(classes, self.confusions[0].iou().tolist(), strict=True)
+            scores["IoU"] = {name: round(value, 4) for name, value in iou if not isnan(value)}
+        return scores
+
     def setup(self, stage: str) -> None:
         """Take the digest before weights are sharded over devices."""
         self.frozen_digest()
@@ -292,6 +305,7 @@ class SegmentationTask(lightning.LightningModule):
         """Take the weights of a checkpoint that this run has written."""
         self.load_state_dict(checkpoint["state_dict"], strict=False)
         self._average = {name: tensor.to(self.device) for name, tensor in checkpoint[HEADER]["average"].items()}
+        self._source_miou, self.confusions = checkpoint[HEADER]["source_miou"], {}
 
     def identity(self) -> dict[str, Any]:
         """Plain values by name, besides tensors, that must equal those of a checkpoint."""
