@@ -103,6 +103,62 @@ def test_the_segmenter_of_a_run_loads_without_the_experiment(run):
     assert torch.equal(segmenter.head.classifier.weight, state["segmenter.head.classifier.weight"])
 
 
+def test_the_segmenter_of_a_run_explains_itself(run, capsys):
+    torch.manual_seed(0)
+    segmenter = rein.Segmenter.load(run / "segmenter.safetensors", make_backbone("test_vit", False, 8))
+    assert segmenter.classes == CLASSES
+    assert len(segmenter.palette) == len(CLASSES)
+    assert segmenter.normalization == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    notes = segmenter.notes
+    assert (notes["sources"], notes["method"], notes["steps"], notes["window"]) == (["day"], "rein", 6, 32)
+    assert notes["protocol"]["name"] == "full-resolution"
+    table = (run / "logs/version_0/metrics.csv").read_text().splitlines()
+    column = table[0].split(",").index("source_miou")
+    logged = [float(row.split(",")[column]) for row in table[1:] if row.split(",")[column]]
+    scores = notes["scores"]["source validation"]
+    assert scores["mIoU"] == pytest.approx(logged[-1], abs=1e-4)
+    assert set(scores["IoU"]) <= set(CLASSES)
+    assert main(["info", str(run / "segmenter.safetensors")]) == 0
+    printed = capsys.readouterr().out
+    assert f"mIoU {scores['mIoU']:.4g}" in printed
+    assert "rein fit --config small.yaml" in printed
+    assert str(run.parent) not in printed.split("\n", 1)[1], "the file names a folder of the machine"
+
+
+def test_a_photograph_is_segmented_as_the_run_predicts_it(run, data, tmp_path):
+    torch.manual_seed(0)
+    segmenter = rein.Segmenter.load(run / "segmenter.safetensors", make_backbone("test_vit", False, 8))
+    photo = next((data / "fog" / "images").iterdir())
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / photo.name).write_bytes(photo.read_bytes())
+    config = ["--config", str(run / "config.yaml"), "--data.predict", str(folder), "--out", str(tmp_path / "out")]
+    assert main(["predict", *config]) == 0
+    segmenter.segment(photo).save(tmp_path / "mask.png")
+    with Image.open(tmp_path / "mask.png") as found, Image.open(next(tmp_path.glob("out/predictions/*.png"))) as expected:
+        assert np.array_equal(np.array(found), np.array(expected))
+        assert np.array_equal(np.array(found.convert("RGB")), np.array(expected.convert("RGB")))
+
+
+def test_the_scores_of_the_best_state_are_its_own(data, tmp_path):
+    config = write(tmp_path / "c.yaml", configuration(data, tmp_path / "out"))
+    assert main(["fit", "--config", config, "--state", "best"]) == 0
+    torch.manual_seed(0)
+    segmenter = rein.Segmenter.load(tmp_path / "out/segmenter.safetensors", make_backbone("test_vit", False, 8))
+    best = weights(tmp_path / "out/checkpoints/best.ckpt")
+    assert segmenter.notes["scores"] == {"source validation": {"mIoU": round(best["rein"]["source_miou"], 4)}}
+    assert segmenter.notes["state"] == "best"
+
+
+def test_weights_that_were_not_evaluated_have_no_scores(data, tmp_path):
+    config = configuration(data, tmp_path / "out")
+    config["trainer"] |= {"max_steps": 1, "limit_val_batches": 0}
+    assert main(["fit", "--config", write(tmp_path / "c.yaml", config)]) == 0
+    torch.manual_seed(0)
+    segmenter = rein.Segmenter.load(tmp_path / "out/segmenter.safetensors", make_backbone("test_vit", False, 8))
+    assert segmenter.notes["scores"] == {}
+
+
 def test_a_test_gives_every_domain_and_class_and_examples(run):
     content = json.loads((run / "test" / "results.json").read_text())
     (result,) = content["results"]
@@ -414,6 +470,8 @@ def test_the_backbone_of_a_method_that_can_be_merged_is_exported_as_a_bare_one(d
     expected = model.predict_logits(images)
     got = segmenter.eval().predict(model.normalize(images), 32)
     torch.testing.assert_close(got, expected, rtol=0, atol=2e-6 * expected.abs().max().item())
+    alone = rein.Segmenter.load(tmp_path / "out/segmenter.safetensors", weights=tmp_path / "out/backbone.safetensors")
+    assert torch.equal(alone.predict(model.normalize(images), 32), got)
 
 
 def test_the_average_starts_at_its_step_and_every_step_has_its_weight_decay(data, tmp_path, monkeypatch):

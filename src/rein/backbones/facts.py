@@ -33,7 +33,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
     Returns:
         `name` is timm's full name; `create` has the sides (height, width) in pixels of `patch_size` and `img_size` that the model was
         built for, and `dynamic_img_size`, as far as it has them; `normalization` has `mean` and `std` of every channel; `license` is
-        that of the weights, if timm states it; `timm_version`; `dtype` and `weights` are the sample of the weights, if the model has frozen ones.
+        that of the weights, if timm states it; `timm_version`; `dtype` and `weights` are the sample of the weights, if the model has
+        frozen ones.
     """
     import timm  # not above: it imports every model
 
