@@ -98,6 +98,33 @@ def test_weights_of_a_file_replace_timms(tmp_path, suffix):
     assert torch.equal(again.segment(photo()).classes, model.segment(photo()).classes)
 
 
+@pytest.mark.parametrize("way", ["timm's", "the authors'"])
+def test_patches_that_were_resampled_in_either_way_are_built_again(tmp_path, way):
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    from rein.backbones.creation import make_backbone
+
+    torch.manual_seed(3)
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
+    if way == "timm's":  # what timm.create_model(pretrained=True, patch_size=8) does
+        backbone = timm.create_model("test_vit", num_classes=0, patch_size=8, dynamic_img_size=True)
+        backbone.load_state_dict(checkpoint_filter_fn(load_file(weights), backbone))
+    else:
+        backbone = make_backbone("test_vit", False, 8, weights=weights)
+    model = segmenter(backbone)
+    model.save(tmp_path / "s.safetensors")
+    again = rein.Segmenter.load(tmp_path / "s.safetensors", weights=weights)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["hf-hub:owner/name", "test_vit.../x", "test_vit.no_such_tag/../x"])
+def test_a_name_that_is_an_address_or_no_tag_is_refused(file, tmp_path, name):
+    path = rewritten(file, tmp_path / "s.safetensors", backbone={"name": name})
+    with pytest.raises(rein.CheckpointError, match="cannot be built from its name: timm .* (has no model|cannot build)"):
+        rein.Segmenter.load(path)
+
+
 def test_timms_pretrained_weights_are_asked_for_by_their_full_name(tmp_path, monkeypatch):
     from rein.backbones import creation
 
@@ -172,7 +199,8 @@ def test_a_file_that_asks_for_an_enormous_or_odd_backbone_is_refused_before_it_i
         ({"palette": [[0, 0, 0]]}, "invalid facts: palette is"),
         ({"normalization": {"mean": [0, 0, 0], "std": [1, 1, 0]}}, "normalization is"),
         ({"normalization": {"mean": [10**400], "std": [1]}}, "normalization is"),
-        ({"normalization": [1]}, "cannot read"),
+        ({"normalization": [1]}, r"normalization is \[1\], expected a dictionary with mean and std"),
+        ({"normalization": {"mean": [1]}}, "expected a dictionary with mean and std"),
         ({"ignore_label": "none"}, "ignore_label is"),
         ({"notes": []}, "expected a dictionary, with a dictionary notes"),
     ],

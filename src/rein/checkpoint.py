@@ -126,6 +126,8 @@ def _check_about(about: Any) -> None:
     check_palette(about.get("palette", []))
     if "normalization" in about:
         stated = about["normalization"]
+        if not (isinstance(stated, dict) and {"mean", "std"} <= stated.keys()):
+            raise InputError(f"normalization is {one_line(repr(stated))}, expected a dictionary with mean and std")
         check_normalization((stated["mean"], stated["std"]))
     if type(about.get("ignore_label", 255)) not in (int, float):
         raise InputError(f"ignore_label is {one_line(repr(about['ignore_label']))}, expected a number")

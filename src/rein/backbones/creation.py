@@ -30,6 +30,7 @@ def make_backbone(
     img_size: int | tuple[int, ...] | None = None,
     weights: Path | None = None,
     dynamic_img_size: bool = True,
+    resample_as_authors: bool = True,
 ) -> nn.Module:
     """A timm model, or `rein.testing.pocket_vit`, without a classifier; it takes images of any size if its class can.
 
@@ -43,6 +44,7 @@ def make_backbone(
         img_size: side, or (height, width), in pixels of the images to build for; None means timm's own.
         weights: file with weights under timm's names, for the model's own patch size.
         dynamic_img_size: accept images of any size, where the class can; otherwise those of `img_size` only.
+        resample_as_authors: False resamples every backbone timm's way.
 
     Raises:
         InputError: timm has no such model or no pretrained weights for it, they cannot be downloaded, or the file does not fit.
@@ -70,7 +72,7 @@ def make_backbone(
         if state is not None or not pretrained:
             model = _create(name, False, settings)
         if state is not None:
-            model = _fill(model, state, name, settings, patch_size)
+            model = _fill(model, state, name, settings, patch_size if resample_as_authors else None)
     except ReinError:
         raise
     except Exception as error:  # each model checks its settings in its own way, or not at all

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ def summary(stated: Mapping[str, Any]) -> str:
 def make(stated: Mapping[str, Any], weights: str | os.PathLike[str] | None = None) -> nn.Module:
     """Build the backbone that a file states, frozen, with timm's pretrained weights or those of a file.
 
+    Weights for other patches are resampled the authors' way, as `rein fit` does, or timm's way, as `timm.create_model` does. The
+    sample of the weights decides.
+
     Args:
         stated: what `describe` returned.
         weights: file with weights under timm's names; None means timm's pretrained weights, or those of `pocket_vit`.
@@ -82,12 +86,18 @@ def make(stated: Mapping[str, Any], weights: str | os.PathLike[str] | None = Non
     else:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # timm warns about weights, which are not needed here
-            own = _settings(timm.create_model(name, num_classes=0))
+            try:
+                own = _settings(timm.create_model(name, num_classes=0))
+            except Exception as error:  # timm takes some tags for addresses, and raises several kinds of errors
+                raise UnsupportedBackboneError(
+                    f"timm {timm.__version__} cannot build {one_line(name)!r}: {one_line(error)}"
+                ) from error
         create = {key: value for key, value in create.items() if key == "dynamic_img_size" or value != own.get(key)}
     patch, size = create.get("patch_size"), create.get("img_size")
     if patch is not None and patch[0] != patch[1]:
         raise UnsupportedBackboneError(f"its patches are {patch[0]} x {patch[1]} pixels; rein builds square ones only.")
-    backbone = make_backbone(
+    build = partial(
+        make_backbone,
         name,
         pretrained=weights is None,
         patch_size=None if patch is None else patch[0],
@@ -95,6 +105,10 @@ def make(stated: Mapping[str, Any], weights: str | os.PathLike[str] | None = Non
         weights=None if weights is None else Path(weights),
         dynamic_img_size=create.get("dynamic_img_size", True),
     )
+    backbone = build()
+    if patch is not None and find_difference(backbone, stated) is not None:
+        other = build(resample_as_authors=False)
+        backbone = backbone if find_difference(other, stated) is not None else other
     return backbone.requires_grad_(False)
 
 
