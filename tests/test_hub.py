@@ -295,3 +295,9 @@ def test_the_text_of_a_card_cannot_change_its_layout(tmp_path):
     assert "<script>" not in text
     row = next(line for line in text.splitlines() if "alert" in line)
     assert len(re.findall(r"(?<!\\)\|", row)) == 3
+
+
+def test_an_upload_in_offline_mode_says_so(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(rein.CheckpointError, match="HF_HUB_OFFLINE is set"):
+        rein.push_to_hub(wrapped(), "me/streets")

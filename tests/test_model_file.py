@@ -480,3 +480,14 @@ def test_info_states_the_version_of_an_old_file(capsys):
 def test_a_build_in_the_test_models_is_described(tmp_path):
     rein.save(rein.wrap(build("sam")), tmp_path / "a.safetensors")
     assert "backbone" in checkpoint.describe_file(tmp_path / "a.safetensors")
+
+
+def test_photographs_for_a_backbone_with_other_channels_are_refused():
+    model = segmenter(tiny_vit(in_chans=4), normalization=([0.5] * 4, [0.2] * 4))
+    with pytest.raises(rein.InputError, match=r"expects images of 4 channels, .* use segmenter\.predict"):
+        model.segment(photo())
+
+
+def test_a_path_in_place_of_the_backbone_is_an_error(file):
+    with pytest.raises(rein.InputError, match=r"backbone is 'weights\.pth'; .* weights=FILE"):
+        rein.Segmenter.load(file, "weights.pth")

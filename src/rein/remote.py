@@ -57,6 +57,8 @@ def reason_of(error: Exception, repository: str, revision: str | None = None) ->
     """Why the hub did not do what was asked, and what to do."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     status = getattr(getattr(error, "response", None), "status_code", None)
+    if "OfflineModeIsEnabled" in kinds:
+        return "HF_HUB_OFFLINE is set, so nothing is sent to the hub. Unset it."
     if "GatedRepoError" in kinds:
         return f"{repository} is gated. Ask for access on its page of the hub, then run: hf auth login"
     if "RevisionNotFoundError" in kinds:

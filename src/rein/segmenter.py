@@ -314,7 +314,8 @@ class Segmenter(nn.Module):
 
         Raises:
             CheckpointError: as `rein.load`; the backbone stays unchanged. Or the file does not state how to build the backbone.
-            InputError: both backbone and weights are given; or the weights cannot be downloaded, or do not fit.
+            InputError: both backbone and weights are given; `backbone` is not a module; or the weights cannot be
+                downloaded, or do not fit.
         """
         tensors, header = checkpoint.read(path)
         if header.kind != "segmenter" or header.head is None:
@@ -322,6 +323,11 @@ class Segmenter(nn.Module):
         if backbone is not None and weights is not None:
             raise InputError(
                 "backbone and weights were both given; expected weights only for a backbone that load builds. Leave one of them out."
+            )
+        if backbone is not None and not isinstance(backbone, nn.Module):
+            raise InputError(
+                f"backbone is {one_line(repr(backbone))}; expected a torch.nn.Module, or nothing. Pass a file of "
+                "weights with weights=FILE."
             )
         built = backbone is None
         if backbone is None:
@@ -384,8 +390,13 @@ class Segmenter(nn.Module):
                 EXIF entry says, and converted to RGB.
 
         Raises:
-            InputError: none of these, or a file that is not an image.
+            InputError: none of these, or a file that is not an image; or the segmenter's images do not have three channels.
         """
+        if len(self.normalization[0]) not in (1, 3):
+            raise InputError(
+                f"the segmenter expects images of {len(self.normalization[0])} channels, but preprocess reads images of red, green and "
+                "blue; normalise a tensor yourself, and use segmenter.predict."
+            )
         device = next(self.backbone.parameters()).device
         mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in self.normalization)
         return ((to_tensor(image).to(device).float() / 255 - mean) / std)[None]
