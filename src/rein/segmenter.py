@@ -394,8 +394,8 @@ class Segmenter(nn.Module):
         """
         if len(self.normalization[0]) not in (1, 3):
             raise InputError(
-                f"the segmenter expects images of {len(self.normalization[0])} channels, but preprocess reads images of red, green and "
-                "blue; normalise a tensor yourself, and use segmenter.predict."
+                f"the segmenter expects images of {len(self.normalization[0])} channels, but preprocess reads images of red, green "
+                "and blue; normalise a tensor yourself, and use segmenter.predict."
             )
         device = next(self.backbone.parameters()).device
         mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in self.normalization)
