@@ -140,6 +140,31 @@ def test_a_photograph_is_segmented_as_the_run_predicts_it(run, data, tmp_path):
         assert np.array_equal(np.array(found.convert("RGB")), np.array(expected.convert("RGB")))
 
 
+def test_a_newcomer_trains_on_a_folder_and_a_colleague_segments_a_photograph_with_the_one_file(data, tmp_path, capsys):
+    config = configuration(data, tmp_path / "run", backbone="pocket_vit", pretrained=True)
+    assert main(["fit", "--config", write(tmp_path / "c.yaml", config)]) == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "seg.safetensors").write_bytes((tmp_path / "run/segmenter.safetensors").read_bytes())
+    photo = next((data / "fog" / "images").iterdir())
+    Image.open(photo).save(elsewhere / "photo.png")
+    program = """
+import rein
+segmenter = rein.Segmenter.load("seg.safetensors")
+segmenter.segment("photo.png").save("mask.png")
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=elsewhere, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    trained = commands.run(["validate", "--config", str(tmp_path / "run/config.yaml")], quiet=True).model.eval()
+    pixels = torch.from_numpy(np.array(Image.open(photo).convert("RGB"))).permute(2, 0, 1)[None]
+    with Image.open(elsewhere / "mask.png") as mask:
+        assert np.array_equal(np.array(mask), trained.predict_logits(pixels).argmax(1)[0].numpy())
+    capsys.readouterr()
+    assert main(["info", str(elsewhere / "seg.safetensors")]) == 0
+    printed = capsys.readouterr().out
+    for part in ("pocket_vit.v2", ", ".join(CLASSES), "day", "mIoU", "rein fit"):
+        assert part in printed
+
+
 def test_the_scores_of_the_best_state_are_its_own(data, tmp_path):
     config = write(tmp_path / "c.yaml", configuration(data, tmp_path / "out"))
     assert main(["fit", "--config", config, "--state", "best"]) == 0
