@@ -118,6 +118,42 @@ def test_patches_that_were_resampled_in_either_way_are_built_again(tmp_path, way
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        ({"init_values": 0.5}, "84 tensors in its blocks, 2 attention heads and GELU activations"),
+        ({"qk_norm": True}, "tensors in its blocks"),
+        ({"num_heads": 4}, "4 attention heads"),
+        ({"act_layer": torch.nn.SiLU}, "SiLU activations"),
+    ],
+)
+def test_a_backbone_with_options_that_the_file_cannot_build_is_refused_without_it(tmp_path, options, difference):
+    def make():
+        torch.manual_seed(3)
+        return timm.create_model("test_vit", num_classes=0, dynamic_img_size=True, **options)
+
+    weights, path = tmp_path / "weights.safetensors", tmp_path / "s.safetensors"
+    torch.manual_seed(3)
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
+    model = segmenter(make())
+    model.save(path)
+    with pytest.raises(rein.CheckpointError, match="options that the name does not imply") as caught:
+        rein.Segmenter.load(path, weights=weights)
+    assert difference in str(caught.value)
+    assert "rein.Segmenter.load(path, backbone)" in str(caught.value)
+    again = rein.Segmenter.load(path, make())
+    assert torch.equal(again.segment(photo()).classes, model.segment(photo()).classes)
+
+
+def test_saving_beside_trained_parameters_of_the_backbone_warns(model, tmp_path):
+    model = segmenter()
+    model.backbone.norm.requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"2 parameters of the backbone are trainable \(norm.weight, norm.bias\), but the file"):
+        model.save(tmp_path / "s.safetensors")
+    with pytest.warns(UserWarning, match="does not hold the backbone's weights"):
+        rein.save(model.backbone, tmp_path / "a.safetensors")
+
+
 @pytest.mark.parametrize("name", ["hf-hub:owner/name", "test_vit.../x", "test_vit.no_such_tag/../x"])
 def test_a_name_that_is_an_address_or_no_tag_is_refused(file, tmp_path, name):
     path = rewritten(file, tmp_path / "s.safetensors", backbone={"name": name})

@@ -144,6 +144,21 @@ def test_weights_of_a_dinov2_backbone_are_converted(tmp_path):
     assert torch.equal(rein.Segmenter.load(written[0], fresh).eval()(images()), model.eval()(images()))
 
 
+def test_a_converted_file_with_backbone_weights_states_how_to_build_the_backbone(tmp_path):
+    torch.manual_seed(3)
+    vit = timm.create_model("test_vit", num_classes=0, dynamic_img_size=True)
+    extra = {f"backbone.{key}": value.clone() for key, value in vit.state_dict().items()}
+    save_checkpoint(rein.wrap(vit, CONFIG), tmp_path / "o.pth", (64,) * 4, **extra)
+    with torch.device("meta"):
+        bare = timm.create_model("test_vit", num_classes=0)
+    path, weights = official.convert_file(tmp_path / "o.pth", tmp_path / "ours.safetensors", bare)
+    assert bare.norm.weight.is_meta
+    model = official.load(tmp_path / "o.pth", timm.create_model("test_vit", num_classes=0, dynamic_img_size=True)).eval()
+    assert torch.equal(rein.Segmenter.load(path, weights=weights)(images()), model(images()))
+    with pytest.raises(rein.CheckpointError, match="was trained on the weights test_vit"):
+        rein.Segmenter.load(path, timm.create_model("test_vit", num_classes=0, dynamic_img_size=True))
+
+
 def test_weights_of_an_eva02_backbone_are_renamed():
     settings = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
     settings |= {"qkv_fused": False, "mlp_ratio": 8 / 3, "swiglu_mlp": True, "scale_mlp": True, "use_rot_pos_emb": True}

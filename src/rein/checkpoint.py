@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -325,8 +326,8 @@ def make_backbone(header: Header, path: str | os.PathLike[str], weights: str | o
     stated, remedy = header.backbone, "Build the backbone, and pass it: rein.Segmenter.load(path, backbone)."
     if "name" not in stated:
         raise CheckpointError(
-            f"{path} does not state how to build its backbone, {one_line(stated['architecture'])}; files of format version 1 do not. "
-            f"{remedy}"
+            f"{path} does not state how to build its backbone, {one_line(stated['architecture'])}; files of format version 1 do not, "
+            f"nor do converted ones without the backbone's weights. {remedy}"
         )
     try:
         return facts.make(stated, weights)
@@ -335,11 +336,21 @@ def make_backbone(header: Header, path: str | os.PathLike[str], weights: str | o
 
 
 def describe_backbone(model: nn.Module) -> dict[str, Any]:
-    """Return the `backbone` entry of the header for a wrapped or bare model."""
+    """Return the `backbone` entry of the header for a wrapped or bare model.
+
+    Warns if parameters of a wrapped backbone train: files do not hold them.
+    """
     name = backbones.architecture(model)
     if not is_wrapped(model):
         return {"architecture": name, **facts.describe(model)}
     injection = get_injection(model)
+    trained = injection.unfrozen(model)
+    if trained:
+        warnings.warn(
+            f"{len(trained)} parameters of the backbone are trainable ({list_names(trained, 3)}), but the file does not hold the "
+            "backbone's weights. Save model.state_dict() too, or freeze them if they were not trained.",
+            stacklevel=3,
+        )
     return describe_blocks(name, injection.blocks) | {"given": injection.given, **facts.describe(model)}
 
 

@@ -111,6 +111,11 @@ class Injection(nn.Module):
                 if id(parameter) not in others:
                     yield name, parameter
 
+    def unfrozen(self, model: nn.Module) -> list[str]:
+        """Names of the parameters that `apply_to` has frozen and that train again."""
+        parameters = self._parameters_to_freeze(model)  # since then with those of the adapter
+        return [name for name, parameter in parameters if name in self._requires_grad and parameter.requires_grad]
+
     def apply_to(self, model: nn.Module) -> None:
         """Add the hooks and the adapter, and freeze the backbones; `undo` reverts it."""
         for info, hook in zip(self.blocks, self.hooks, strict=True):

@@ -19,6 +19,7 @@ from rein.errors import InputError, UnsupportedBackboneError, one_line
 
 SAMPLED, VALUES = 16, 4  # number of tensors in the sample, and of values of each
 _LONGEST_PATCH, _LONGEST_IMAGE, _MOST_PATCHES = 64, 8192, 2**17  # that a file may declare
+_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
 _FLOATS = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
 
 
@@ -33,9 +34,9 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
     Returns:
         `name` is timm's full name; `create` has the sides (height, width) in pixels of `patch_size` and `img_size` that the model was
-        built for, and `dynamic_img_size`, as far as it has them; `normalization` has `mean` and `std` of every channel; `license` is
-        that of the weights, if timm states it; `timm_version`; `dtype` and `weights` are the sample of the weights, if the model has
-        frozen ones.
+        built for, and `dynamic_img_size`, as far as it has them; `built` is what `_structure` returns; `normalization` has `mean` and
+        `std` of every channel; `license` is that of the weights, if timm states it; `timm_version`; `dtype` and `weights` are the
+        sample of the weights, if the model has frozen ones.
     """
     import timm  # not above: it imports every model
 
@@ -43,6 +44,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "name": full_name(model),
         "create": _settings(model),
+        "built": _structure(model),
         "normalization": {"mean": list(mean), "std": list(std)},
         "timm_version": timm.__version__,
     }
@@ -109,7 +111,37 @@ def make(stated: Mapping[str, Any], weights: str | os.PathLike[str] | None = Non
     if patch is not None and find_difference(backbone, stated) is not None:
         other = build(resample_as_authors=False)
         backbone = backbone if find_difference(other, stated) is not None else other
+    expected, got = stated.get("built"), _structure(backbone)
+    if expected is not None and expected != got:
+        raise UnsupportedBackboneError(
+            f"it was built with options that the name does not imply: it has {one_line(_as_text(expected))}, and a new "
+            f"{one_line(name)} has {_as_text(got)}."
+        )
     return backbone.requires_grad_(False)
+
+
+def _structure(model: nn.Module) -> dict[str, Any]:
+    """What shows options of the model beside its name and `_settings`, such as `init_values`, `qk_norm` or `num_heads`.
+
+    Returns:
+        `tensors`: number of parameters in the numbered modules (the blocks), besides those of the adapter and the classifier;
+        `num_heads`: the different numbers of attention heads, sorted; `activations`: the different classes of activations, sorted.
+    """
+    backbone = inner_backbone(model)
+    names = [name for name, _ in backbone.named_parameters() if not name.startswith(("rein.", "head."))]
+    modules = [module for name, module in backbone.named_modules() if not name.startswith("rein.")]
+    heads = {getattr(module, "num_heads", None) for module in modules}
+    activations = {type(module).__name__ for module in modules if type(module).__module__ in _ACTIVATIONS}
+    return {
+        "tensors": sum(any(part.isdigit() for part in name.split(".")) for name in names),
+        "num_heads": sorted(count for count in heads if type(count) is int),
+        "activations": sorted(activations),
+    }
+
+
+def _as_text(structure: Mapping[str, Any]) -> str:
+    heads, activations = (" or ".join(map(str, structure[key])) or "no" for key in ("num_heads", "activations"))
+    return f"{structure['tensors']} tensors in its blocks, {heads} attention heads and {activations} activations"
 
 
 def _settings(model: nn.Module) -> dict[str, Any]:
@@ -207,6 +239,15 @@ def check(facts: Mapping[str, Any]) -> None:
             f"create of the backbone is {one_line(repr(facts.get('create')))}, expected patch_size and img_size, (height, width) in "
             "pixels, and dynamic_img_size"
         )
+    built = facts.get("built", {"tensors": 0, "num_heads": [], "activations": []})
+    if not (
+        isinstance(built, dict)
+        and built.keys() == {"tensors", "num_heads", "activations"}
+        and type(built["tensors"]) is int
+        and _are(int, built["num_heads"])
+        and _are(str, built["activations"])
+    ):
+        raise InputError(f"built of the backbone is {one_line(repr(built))}, expected tensors, num_heads and activations")
     channels = facts.get("normalization", {"mean": [], "std": []})
     if not (isinstance(channels, dict) and _are_numbers(channels.get("mean")) and _are_numbers(channels.get("std"))):
         raise InputError(f"normalization of the backbone is {one_line(repr(channels))}, expected lists mean and std")
@@ -221,6 +262,10 @@ def check(facts: Mapping[str, Any]) -> None:
 def _are_numbers(values: Any) -> bool:
     """Whether a value is a list of numbers that a float32 can hold."""
     return isinstance(values, list) and all(type(value) in (int, float) and abs(value) < 3e38 for value in values)
+
+
+def _are(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
 def _are_settings(create: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from rein import backbones, checkpoint, heads, pytorch_files
+from rein.backbones import facts
 from rein.errors import CheckpointError, one_line
 from rein.injection import ADAPTER, is_wrapped
 from rein.official.state_dict import Official, convert, to_official_state
@@ -86,7 +88,8 @@ def convert_file(
 
     Args:
         source: the official file.
-        target: the file to write, for `rein.load` or `rein.Segmenter.load`.
+        target: the file to write, for `rein.load` or `rein.Segmenter.load`. If the source has backbone weights, it states how to
+            build the backbone, and a sample of the weights.
         backbone: the bare timm model that the file fits. Only shapes are used, so the model may be on the meta device.
         use_softmax: as in `read`.
         zero_init: as in `read`.
@@ -118,6 +121,7 @@ def convert_file(
         header = checkpoint.Header("segmenter", official.config, entry, head_entry)
     if official.backbone:
         _check_backbone(backbone, official.backbone, source)
+        header.backbone.update(facts.describe(_filled(backbone, official.backbone)))
     checkpoint.write(target, tensors, header)
     written = [Path(target)]
     if official.backbone:
@@ -187,6 +191,14 @@ def _build_head(backbone: nn.Module, official: Official, path: str | os.PathLike
             f"{official.head['in_channels']} channels, the model's maps have {got}."
         )
     return checkpoint.build_head(heads.Mask2FormerHead, official.head, official.head_tensors, path)
+
+
+def _filled(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A frozen copy of the backbone with these weights; the backbone stays unchanged."""
+    with torch.device("meta"):
+        filled = copy.deepcopy(backbone).to("meta")
+    filled.load_state_dict(tensors, strict=False, assign=True)
+    return filled.requires_grad_(False)
 
 
 def _check_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
