@@ -69,6 +69,7 @@ DGSS_LAYERS = {
     "recipes": 0,
     "scenes": 0,
     "panels": 1,
+    "pages": 1,
     "data": 2,
     "evaluation": 3,
     "training": 4,

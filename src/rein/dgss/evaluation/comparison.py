@@ -9,17 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from rein.checkpoint import replace_file
-from rein.dgss import panels
+from rein.dgss import pages, panels
 from rein.dgss.data.datamodule import PART, UNSEEN
-from rein.dgss.evaluation.results import EvaluatedRun, read_run, result_table, slug, write_results
+from rein.dgss.evaluation.results import (
+    EvaluatedRun,
+    class_figures,
+    method_table,
+    page_notes,
+    page_picture,
+    protocol_fact,
+    read_run,
+    result_table,
+    slug,
+    write_results,
+)
 from rein.errors import InputError, one_line
 
 
 def compare(folders: Sequence[Path], out: Path, names: Sequence[str] | None = None, shown: Sequence[str] | None = None) -> str:
     """Compare runs that `rein test` has evaluated on the same data.
 
-    Writes to `out`: `table.txt`; `results.json`; `panel.png` with one pair of every domain; and `<domain>.png` with several pairs,
-    whose wrong pixels are red.
+    Writes to `out`: `table.txt`; `results.json`; `index.html` with tables and a slider between the methods; `panel.png` with one pair
+    of every domain; and `<domain>.png` with several pairs, whose wrong pixels are red.
 
     Args:
         folders: the runs' folders, in the order of the columns.
@@ -50,8 +61,14 @@ def compare(folders: Sequence[Path], out: Path, names: Sequence[str] | None = No
         raise InputError(f"the folder {out} cannot be made: {error.strerror}. Choose another --out.") from error
     first, roles = runs[0], _common_roles(runs)
     overview = []
+    pictures: dict[str, list[pages.Picture]] = {}
     for domain in first.result.miou:
         examples = _examples(runs, names, domain, roles[domain])
+        of_errors = [f"errors of {name}" for name in names]
+        pictures[domain] = [
+            page_picture(f"{domain} {number}", each.image, each.label, each.predictions, of_errors)
+            for number, each in enumerate(examples, 1)
+        ]
         if examples:
             title = f"{domain}: predictions, and below them their errors in red (mIoU of the whole domain, %)"
             _write_panel(out / f"{slug(domain)}.png", [replace(each, name="") for each in examples], first, title, errors=True)
@@ -63,13 +80,27 @@ def compare(folders: Sequence[Path], out: Path, names: Sequence[str] | None = No
         title = f"{trained} (mIoU of the whole domain, %)"
         _write_panel(out / "panel.png", overview, first, title)
     results = [replace(run.result, method=name) for run, name in zip(runs, names, strict=True)]
+    sources = dict.fromkeys(name for run in runs for name in run.sources)
     settings = {
-        "sources": list(dict.fromkeys(name for run in runs for name in run.sources)),
+        "sources": list(sources),
         "targets": [name for name, role in roles.items() if role in (UNSEEN, PART)],
         "evaluation": first.evaluation,
         "runs": [run.settings | {"folder": str(run.folder)} for run in runs],
     }
     write_results(out / "results.json", settings, results, roles)
+    tables = {
+        domain: class_figures(
+            {result.method: result.iou[domain] for result in results}, [result.miou[domain] for result in results], best=True
+        )
+        for domain in first.result.iou
+    }
+    backbones = dict.fromkeys(str(run.settings["backbone"]) for run in runs)
+    facts = {"trained on": ", ".join(sources), "backbone": ", ".join(backbones), **protocol_fact(first.evaluation)}
+    title = f"Comparison of {', '.join(names)}"
+    page = pages.evaluation(
+        title, facts, [method_table(results, roles)], tables, pictures, first.space, page_notes(results[0], roles)
+    )
+    replace_file(out / "index.html", page)
     table = result_table(results, roles)
     replace_file(out / "table.txt", (table + "\n").encode())
     return table

@@ -1,7 +1,7 @@
 """Figures of evaluated runs: one `Result` per method, printed as tables, kept as JSON in the folder of a run.
 
-`rein test` writes `test/results.json` and, for a few pairs of each domain, image, label and prediction as PNG files, from which
-`rein compare` draws panels later.
+`rein test` writes `test/results.json`, a page of tables and examples, and the image, label and prediction of a few pairs of each
+domain as PNG files, from which `rein compare` draws panels later.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from PIL import Image
 
 import rein
 from rein.checkpoint import replace_file
-from rein.dgss import panels
+from rein.dgss import pages, panels
 from rein.dgss.data.datamodule import UNSEEN
 from rein.dgss.data.datasets.encodings import load_image
 from rein.dgss.labels import LabelSpace, is_colours, is_integer
@@ -164,7 +164,7 @@ def result_table(results: Sequence[Result], roles: Mapping[str, str]) -> str:
         roles: as in `Result.unseen`. A star marks domains that are not unseen.
     """
     domains = list(results[0].miou)
-    names = [name if roles.get(name, UNSEEN) == UNSEEN else f"{name}*" for name in domains]
+    names = _marked(domains, roles)
     rows = [
         [
             result.method,
@@ -178,6 +178,11 @@ def result_table(results: Sequence[Result], roles: Mapping[str, str]) -> str:
     ]
     table = text_table(["method", "head", "tuned in backbone", "%", *names, "mean of unseen"], rows)
     return "\n".join([table, "", *_role_notes(results[0], roles), *_dash_notes(results[0])])
+
+
+def _marked(domains: Sequence[str], roles: Mapping[str, str]) -> list[str]:
+    """The domains; a star marks those that are not unseen."""
+    return [name if roles.get(name, UNSEEN) == UNSEEN else f"{name}*" for name in domains]
 
 
 def _role_notes(result: Result, roles: Mapping[str, str]) -> list[str]:
@@ -206,6 +211,59 @@ def class_table(result: Result) -> str:
 
 def _percent(value: float) -> str:
     return "-" if isnan(value) else f"{100 * value:.1f}"
+
+
+# -- pages
+
+
+def method_table(results: Sequence[Result], roles: Mapping[str, str]) -> pages.Table:
+    """The figures of `result_table` for a page: mIoU of each method in each domain."""
+    domains = list(results[0].miou)
+    rows = {result.method: [100 * value for value in (*result.miou.values(), result.mean_of_unseen(roles))] for result in results}
+    return pages.Table("mIoU in per cent", ["method", *_marked(domains, roles), "mean of unseen"], rows)
+
+
+def class_figures(columns: Mapping[str, Mapping[str, float]], means: Sequence[float], *, best: bool = False) -> pages.Table:
+    """IoU of every class, in per cent.
+
+    Args:
+        columns: heading -> class -> IoU, 0 to 1.
+        means: mean IoU of each column, 0 to 1.
+        best: mark the largest figure of each class.
+    """
+    classes = list(next(iter(columns.values())))
+    rows = {name: [100 * ious[name] for ious in columns.values()] for name in classes}
+    footer = [100 * value for value in means]
+    return pages.Table("IoU in per cent; a dash: neither labelled nor predicted", ["class", *columns], rows, footer, best)
+
+
+def page_notes(result: Result, roles: Mapping[str, str]) -> list[str]:
+    """What a star and a dash mean, and which domains the mean covers."""
+    return [*_role_notes(result, roles), *_dash_notes(result)]
+
+
+def protocol_fact(evaluation: Mapping[str, Any]) -> dict[str, str]:
+    """The name of the protocol, for a page; empty if it is not known."""
+    protocol = evaluation.get("protocol")
+    return {"protocol": str(protocol["name"])} if isinstance(protocol, dict) and "name" in protocol else {}
+
+
+def page_picture(
+    name: str, image: np.ndarray, label: np.ndarray, predictions: Mapping[str, np.ndarray], error_names: Sequence[str]
+) -> pages.Picture:
+    """An evaluated pair for a page: truth, and each prediction with its errors.
+
+    Args:
+        name: of the pair.
+        image: (H, W, 3) uint8.
+        label: (H, W) uint8.
+        predictions: name -> classes (H, W) uint8.
+        error_names: names of the errors of each prediction.
+    """
+    layers = [pages.Layer("truth", label)]
+    for (predicted, classes), of_errors in zip(predictions.items(), error_names, strict=True):
+        layers += [pages.Layer(predicted, classes), pages.errors(of_errors, label, classes)]
+    return pages.Picture(name, Image.fromarray(image), layers).shrunk()
 
 
 # -- files
@@ -241,7 +299,7 @@ def write_run(
     sources: Sequence[str],
     roles: Mapping[str, str],
 ) -> None:
-    """Write `test/results.json` and the pictures of the examples into the folder of a run."""
+    """Write `test/results.json`, `test/index.html` and the pictures of the examples into the folder of a run."""
     colours = panels.colour_table(space).tobytes()
     for domain, chosen in examples.items():
         for example in chosen:
@@ -259,6 +317,35 @@ def write_run(
     }
     (folder / "test").mkdir(parents=True, exist_ok=True)
     write_results(folder / "test" / "results.json", described, [result], roles)
+    _write_run_page(folder, settings, result, space, examples, sources, roles)
+
+
+def _write_run_page(
+    folder: Path,
+    settings: Mapping[str, Any],
+    result: Result,
+    space: LabelSpace,
+    examples: Mapping[str, Sequence[Example]],
+    sources: Sequence[str],
+    roles: Mapping[str, str],
+) -> None:
+    facts = {
+        "method": result.method,
+        "backbone": str(settings.get("backbone")),
+        "trained on": ", ".join(sources),
+        "tuned in backbone": f"{result.tuned_parameters:,} of {result.backbone_parameters:,} parameters",
+        "head": f"{result.head_parameters:,} parameters",
+        "checkpoint": str(settings.get("checkpoint")),
+        **protocol_fact(settings.get("evaluation", {})),
+    }
+    columns = dict(zip(_marked(list(result.iou), roles), result.iou.values(), strict=True))
+    shown = {
+        domain: [page_picture(each.name, each.image, each.label, {"prediction": each.prediction}, ["errors"]) for each in chosen]
+        for domain, chosen in examples.items()
+    }
+    tables = [method_table([result], roles), class_figures(columns, list(result.miou.values()))]
+    page = pages.evaluation(f"Test of {folder.resolve().name}", facts, tables, {}, shown, space, page_notes(result, roles))
+    replace_file(folder / "test" / "index.html", page)
 
 
 def read_run(folder: Path) -> EvaluatedRun:
