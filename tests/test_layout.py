@@ -72,6 +72,7 @@ DGSS_LAYERS = {
     "pages": 1,
     "data": 2,
     "evaluation": 3,
+    "prediction": 3,
     "training": 4,
     "commands": 5,
     "demo": 6,

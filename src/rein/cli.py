@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 if something could not be predicted, 2 for bad input, 130 after Ctrl-C."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        if given and given[0] in EXPERIMENT_COMMANDS:
+        if given and given[0] in EXPERIMENT_COMMANDS and (given[0] != "predict" or _names_run(given)):
             return _experiment(given)
         options = _parser().parse_args(given)
         return options.run(options)
@@ -86,19 +86,19 @@ EXPERIMENT_COMMANDS = {
     ),
     "test": ExperimentCommand(
         "evaluate a run on its targets: mIoU by domain and class",
-        "Evaluate a run on its target domains, print mIoU by domain and class, and write test/results.json and example "
-        "pictures to the run's folder. Pass the run's configuration: rein test --config RUN/config.yaml.",
+        "Evaluate a run on its target domains, print mIoU by domain and class, and write test/results.json, test/index.html and "
+        "example pictures to the run's folder. Pass the run's configuration: rein test --config RUN/config.yaml.",
         (
             *("config", "out", "ckpt_path", "data.root", "data.targets", "data.protocol", "data.limit", "data.workers"),
             *("model.window", "model.stride", "trainer.devices", "trainer.precision"),
         ),
     ),
     "predict": ExperimentCommand(
-        "predict the classes of every image in a folder",
+        "predict the classes of photographs and videos",
         "Predict the classes of every image in a folder and in the folders below it, with the state of the run that the "
         "configuration names. Writes predictions/<name>.png to the folder --out (default: the run's): class numbers, shown in "
-        "the colours of the classes. An image that cannot be read is named, and the exit code is then 1. Example: rein predict "
-        "--config RUN/config.yaml --data.predict PHOTOS.",
+        "the colours of the classes; and index.html, a page that shows them. An image that cannot be read is named, and the exit "
+        "code is then 1. Example: rein predict --config RUN/config.yaml --data.predict PHOTOS.",
         (
             *("config", "data.predict", "out", "format", "overwrite", "ckpt_path", "data.eval_edge", "data.workers"),
             *("model.window", "model.stride", "trainer.devices", "trainer.precision"),
@@ -162,7 +162,74 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_experiment_commands(commands: Any) -> None:
     for name, command in EXPERIMENT_COMMANDS.items():
-        commands.add_parser(name, help=command.summary, add_help=False)
+        if name == "predict":
+            _add_predict(commands, command.summary)
+        else:
+            commands.add_parser(name, help=command.summary, add_help=False)
+
+
+def _names_run(arguments: Sequence[str]) -> bool:
+    """Whether the arguments of `rein predict` are those of a run: a configuration or one of its settings."""
+    return any(argument.startswith(("--config", "--model.", "--data.", "--trainer.", "--help-all")) for argument in arguments)
+
+
+def _add_predict(commands: Any, summary: str) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help=summary,
+        description="Predict the classes of photographs and videos with a segmenter file, such as segmenter.safetensors of rein fit. "
+        "Writes to the folder --out: predictions/NAME.png, class numbers shown in the colours of the classes; overlays/NAME.jpg; and "
+        "index.html, a page that shows them. The same command again resumes where it stopped. An image that cannot be read is named, "
+        "and the exit code is then 1.",
+        epilog="With the folder of a run instead of a file: rein predict --config RUN/config.yaml --data.predict PHOTOS; for its "
+        "options: rein predict --config RUN/config.yaml --help.",
+        formatter_class=_HelpWithDefaults,
+    )
+    predict.add_argument("file", type=Path, metavar="FILE", help="segmenter file")
+    predict.add_argument(
+        "photos", nargs="+", metavar="PHOTO", help="image, video (extra video), folder, or pattern such as 'photos/**/*.jpg'"
+    )
+    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the predictions")
+    predict.add_argument(
+        "--probabilities", action="store_true", help="write probabilities/NAME.npy, too: (classes, height, width)"
+    )
+    predict.add_argument("--overwrite", action="store_true", help="replace predictions that exist already")
+    predict.add_argument("--batch-size", type=_batch, default=1, metavar="N", help="images of equal size in one forward pass")
+    predict.add_argument("--window", type=_positive, metavar="PIXELS", help="side of the sliding windows (default: the file's)")
+    predict.add_argument(
+        "--stride", type=_positive, metavar="PIXELS", help="distance between windows (default: two thirds of the window)"
+    )
+    predict.add_argument(
+        "--eval-edge", type=_positive, metavar="PIXELS", help="resize images to this shortest edge; masks keep the image's size"
+    )
+    predict.add_argument("--weights", type=Path, metavar="FILE", help="weights of the backbone (default: timm's, downloaded)")
+    predict.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    predict.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    require("PIL", "train")
+    from rein.dgss import prediction
+
+    settings = prediction.Settings(
+        prediction.digest(options.file), options.window, options.stride, options.eval_edge, options.probabilities
+    )
+    sources, skipped = prediction.find_sources(options.photos, options.out)
+    folder = prediction.PredictionFolder(options.out, settings)
+    folder.check(sources, overwrite=options.overwrite)
+    segmenter = prediction.load(options.file, options.weights, options.device)
+    report = prediction.predict(
+        segmenter, sources, folder, batch_size=options.batch_size, title=f"Predictions of {options.file.name}"
+    )
+    for problem in report.problems:
+        print(f"rein: no prediction: {one_line(problem, 1000)}", file=sys.stderr)
+    if skipped:
+        print(f"{len(skipped)} videos in the folders are left out; name a video to predict it, such as {skipped[0]}")
+    kept = f", {report.kept} of them earlier" if report.kept else ""
+    print(
+        f"{report.written + report.kept} predictions are in {options.out / 'predictions'}{kept}; to see them, open {folder.page}"
+    )
+    return 1 if report.problems else 0
 
 
 def _add_info(commands: Any) -> None:
@@ -277,8 +344,9 @@ def _add_compare(commands: Any) -> None:
     compare = commands.add_parser(
         "compare",
         help="compare runs that rein test has evaluated: a table, and a picture of each domain",
-        description="Print a table of runs that rein test has evaluated. Writes table.txt, results.json, panel.png and, for "
-        "each domain, a picture with image, truth, the prediction of every run, and its errors in red.",
+        description="Print a table of runs that rein test has evaluated. Writes table.txt, results.json, index.html with sortable "
+        "tables and a slider between the predictions, panel.png and, for each domain, a picture with image, truth, the prediction "
+        "of every run, and its errors in red.",
     )
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, in the order of the columns")
     compare.add_argument("--names", type=_names, metavar="A,B,...", help="names of the runs (default: their methods)")
@@ -294,7 +362,7 @@ def _compare(options: argparse.Namespace) -> int:
     from rein.dgss.evaluation.comparison import compare
 
     print(compare(options.runs, options.out, options.names, options.domains))
-    print(f"table.txt, results.json and the panels are in {options.out}")
+    print(f"table.txt, results.json and the panels are in {options.out}; to see them, open {options.out / 'index.html'}")
     return 0
 
 

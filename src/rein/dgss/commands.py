@@ -18,6 +18,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -34,9 +35,11 @@ from rein import pytorch_files
 from rein.checkpoint import replace_file
 from rein.dgss import methods, recipes
 from rein.dgss.data.datamodule import DomainData
+from rein.dgss.data.datasets.encodings import load_photograph
 from rein.dgss.data.submissions import check_space, write_zip
 from rein.dgss.evaluation.callbacks import EvaluationReport, PredictionWriter, ValidationPictures
 from rein.dgss.evaluation.results import Published
+from rein.dgss.prediction import Predicted, write_page
 from rein.dgss.training.checkpoints import CheckpointFiles, LastCheckpoint, SaveConfig
 from rein.dgss.training.experiment import Experiment
 from rein.dgss.training.progress import ProgressLines
@@ -421,7 +424,9 @@ class ReinCLI(LightningCLI):
         """Report what was written and what was not."""
         writer = self._writer
         if self.trainer.is_global_zero:
-            self._say(f"{writer.written} of {writer.written + len(writer.errors)} predictions are in {writer.folder}")
+            page = self._write_page()
+            seen = "" if page is None else f"; to see them, open {page}"
+            self._say(f"{writer.written} of {writer.written + len(writer.errors)} predictions are in {writer.folder}{seen}")
             for error in writer.errors:
                 print(f"rein: no prediction: {one_line(error, 1000)}", file=sys.stderr)
             if self.datamodule.submission is not None and not writer.errors:
@@ -429,6 +434,20 @@ class ReinCLI(LightningCLI):
                 write_zip(path, self._predicted)
                 self._say(f"label ids of all images for the test server are in {path}")
         self.exit_code = 1 if writer.errors else 0
+
+    def _write_page(self) -> Path | None:
+        """Write a page of the predictions; none for a test server, whose label ids have no colours."""
+        if self.datamodule.submission is not None:
+            return None
+        images, page = self.datamodule.open_images(), self._writer.folder.parent / "index.html"
+        predicted = [
+            Predicted(images.name_of(index), partial(load_photograph, path), mask)
+            for index, (path, mask) in enumerate(zip(images.paths, self._predicted, strict=True))
+            if mask.exists()
+        ]
+        stated = {"run": str(self.out), "method": self.model.method}
+        write_page(page, "Predictions", stated, self.datamodule.space, predicted, self._writer.errors)
+        return page
 
     def _select_checkpoint(self) -> None:
         name = self._get(self.config, "ckpt_path") or self._get(self.config, "state")

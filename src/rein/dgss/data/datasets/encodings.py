@@ -277,15 +277,20 @@ def _check_png(path: Path) -> None:
                 return
 
 
-def read_rgb(path: Path) -> np.ndarray:
-    """Read an image, (H, W, 3) uint8. A rotation in its EXIF data is not applied.
+def load_photograph(path: Path) -> Image.Image:
+    """Open an image that Pillow converts to RGB without loss. A rotation in its EXIF data is not applied.
 
     Raises:
         InputError: the file cannot be read, or has more than 8 bits per channel.
     """
     image = load_image(path)
     _check_mode(path, image.mode)
-    return np.array(image.convert("RGB"))
+    return image
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """Read an image, (H, W, 3) uint8. Otherwise as `load_photograph`."""
+    return np.array(load_photograph(path).convert("RGB"))
 
 
 def _check_mode(path: Path, mode: str) -> None:

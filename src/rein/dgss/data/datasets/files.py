@@ -78,12 +78,12 @@ class Images(Dataset[Tensor]):
         if not path.exists():
             raise InputError(f"{describe_missing(path)}; expected a folder of images or an image file. Check the path.")
         if paths is None:
-            inside = sorted(_files(path, recursive=True)) if path.is_dir() else [path.name]
+            inside = sorted(walk(path, recursive=True)) if path.is_dir() else [path.name]
             paths = [self.root / name for name in inside if name.lower().endswith(IMAGE_SUFFIXES)]
         self.paths = list(paths)
         if not self.paths:
             raise InputError(f"{path} has no images; expected files that end in {', '.join(IMAGE_SUFFIXES)}.")
-        self._names = _short_names([path.relative_to(self.root) for path in self.paths])
+        self._names = short_names([path.relative_to(self.root) for path in self.paths])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -101,7 +101,7 @@ class Images(Dataset[Tensor]):
         return self._names[index]
 
 
-def _short_names(paths: Sequence[Path]) -> list[str]:
+def short_names(paths: Sequence[Path]) -> list[str]:
     """Different names for the paths, without suffixes where possible."""
     names = [path.with_suffix("").as_posix() for path in paths]
     while len(set(names)) < len(names):  # `0.jpg.jpg` without its suffix may be the whole name of another one
@@ -232,11 +232,11 @@ def _find(root: Path, split: str, layouts: Sequence[Sequence[Layout]]) -> tuple[
 def _find_layout(root: Path, split: str, layout: Layout, unused: list[Path]) -> Iterator[_Found]:
     """The images of one layout. Labels without an image are added to `unused` after the last image."""
     images, labels = (root / folder.format(split=split) for folder in (layout.images, layout.labels))
-    present = {_lower_suffix(path): path for path in _files(labels, layout.recursive)} if images.is_dir() else {}
+    present = {_lower_suffix(path): path for path in walk(labels, layout.recursive)} if images.is_dir() else {}
     patterns = [name.split("{}") for name in layout.image_names]
     seen: dict[str, str] = {}
     used = set[str]()
-    for path in sorted(_files(images, layout.recursive)):
+    for path in sorted(walk(images, layout.recursive)):
         folder, name = os.path.split(path)
         for before, after in patterns:
             if name.startswith(before) and name.lower().endswith(after.lower()) and len(name) > len(before) + len(after):
@@ -257,7 +257,7 @@ def _find_layout(root: Path, split: str, layout: Layout, unused: list[Path]) -> 
     unused += sorted(labels / present[label] for label, name in names if name.startswith(before) and name.endswith(after))
 
 
-def _files(folder: Path, recursive: bool) -> Iterator[str]:
+def walk(folder: Path, recursive: bool) -> Iterator[str]:
     """Paths of the files in a folder, relative to it, without hidden files and folders. A link to a folder is followed once."""
     seen = {os.path.realpath(folder)}
     for current, folders, names in os.walk(folder, followlinks=True):
