@@ -394,7 +394,7 @@ def test_the_state_names_classes_and_sources(model, photos, tmp_path):
 
 @pytest.fixture
 def video(tmp_path):
-    """Five frames of odd size."""
+    """Five frames."""
     av = pytest.importorskip("av")
     path = tmp_path / "clip.mp4"
     with av.open(str(path), "w") as container:
@@ -452,3 +452,29 @@ def test_a_video_without_its_extra_says_what_to_install(tmp_path, monkeypatch, c
     monkeypatch.setitem(sys.modules, "av", None)
     assert run(tmp_path / "seg.safetensors", tmp_path / "clip.mp4", "--out", tmp_path / "out") == 2
     assert "pip install 'rein-adapter[video]'" in capsys.readouterr().err
+
+
+def test_frames_are_turned_as_the_video_states(tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "turned.mp4"
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:, 24:] = 255  # the right half is white; turned counterclockwise, it is above
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        if not hasattr(stream, "set_display_rotation"):
+            pytest.skip("this version of PyAV cannot write a rotation")
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.set_display_rotation(90)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    ((_, frame),) = prediction._frames(path, [])
+    assert frame.shape == (3, 48, 32)
+    assert frame[:, :20].float().mean() > 200
+    assert frame[:, 28:].float().mean() < 50
+
+
+def test_photographs_are_predicted_without_pyav_into_a_folder_with_a_video(model, video, photos, tmp_path, monkeypatch):
+    assert run(model, video, "--out", tmp_path / "out") == 0
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert run(model, photos, "--out", tmp_path / "out") == 0
+    assert (tmp_path / "out/index.html").read_text().count("<h3>") == 3

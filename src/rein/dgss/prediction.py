@@ -33,7 +33,7 @@ from rein.dgss.data.datasets.encodings import load_image, load_photograph
 from rein.dgss.data.datasets.files import IMAGE_SUFFIXES, short_names, walk
 from rein.dgss.data.protocols import Preparation
 from rein.dgss.labels import LabelSpace
-from rein.errors import InputError, ReinError, one_line
+from rein.errors import InputError, MissingExtraError, ReinError, one_line
 from rein.extras import require
 from rein.files import check_regular_file, describe_missing, read_text, reason_of, replace_file
 from rein.images import Segmentation, to_tensor
@@ -378,7 +378,7 @@ def predict(
     folder.begin(space)
     problems: list[str] = []
     pending = [source for source in sources if not folder.is_done(source)]
-    done = [source for source in sources if source not in pending]
+    done = [source for source in sources if folder.is_done(source)]
     progress = _Progress(_count(pending), kept=sum(len(folder.masks(source)) for source in done))
     try:
         with progress:
@@ -440,9 +440,8 @@ def _predict_batch(
             progress.advance(written=False)
         return
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(
-            error
-        ):  # the text of the CPU's allocator
+        on_cpu = "allocate memory" in str(error)
+        if not on_cpu and not isinstance(error, torch.OutOfMemoryError):
             raise
         raise InputError(
             f"the device has not enough memory for {len(batch)} images of {size[1]} x {size[0]} pixels. Use a smaller --batch-size, "
@@ -665,14 +664,15 @@ def _predicted(folder: PredictionFolder, sources: Sequence[Source]) -> list[Pred
         masks = folder.masks(source)
         shown = sorted({round((place + 0.5) * len(masks) / FRAMES - 0.5) for place in range(FRAMES)}) if masks else []
         numbers = {int(masks[index].stem) for index in shown}
-        for number, pixels in _frames(source.path, []):
-            if number in numbers:
-                image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-                image.thumbnail((pages.SIDE, pages.SIDE))
-                name = _frame_name(source, number)
-                found.append(Predicted(name, image.copy, folder.mask(name)))
-            if number >= max(numbers, default=-1):
-                break
+        with suppress(MissingExtraError):  # the video of an earlier call
+            for number, pixels in _frames(source.path, []):
+                if number in numbers:
+                    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+                    image.thumbnail((pages.SIDE, pages.SIDE))
+                    name = _frame_name(source, number)
+                    found.append(Predicted(name, image.copy, folder.mask(name)))
+                if number >= max(numbers, default=-1):
+                    break
     return found
 
 
