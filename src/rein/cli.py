@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -117,6 +118,10 @@ def _experiment(arguments: Sequence[str]) -> int:
         command = EXPERIMENT_COMMANDS[name]
         commands.print_help(name, command.description, command.options)
     if "--help-all" in arguments:
+        if name == "predict":
+            with suppress(SystemExit):
+                _parser().parse_args([name, "--help"])
+            print()
         arguments = [name, "--help"]
     return commands.run(arguments).exit_code
 
@@ -174,15 +179,18 @@ def _names_run(arguments: Sequence[str]) -> bool:
 
 
 def _add_predict(commands: Any, summary: str) -> None:
+    description = (
+        "Predict the classes of photographs and videos with a segmenter file, such as segmenter.safetensors of rein fit. Writes to the "
+        "folder --out: predictions/<name>.png, class numbers shown in the colours of the classes; overlays/<name>.jpg; and index.html, "
+        "a page that shows them. The same command again resumes where it stopped. An image that cannot be read is named, and the exit "
+        "code is then 1."
+    )
     predict = commands.add_parser(
         "predict",
         help=summary,
-        description="Predict the classes of photographs and videos with a segmenter file, such as segmenter.safetensors of rein fit. "
-        "Writes to the folder --out: predictions/NAME.png, class numbers shown in the colours of the classes; overlays/NAME.jpg; and "
-        "index.html, a page that shows them. The same command again resumes where it stopped. An image that cannot be read is named, "
-        "and the exit code is then 1.",
-        epilog="With the folder of a run instead of a file: rein predict --config RUN/config.yaml --data.predict PHOTOS; for its "
-        "options: rein predict --config RUN/config.yaml --help.",
+        description=description,
+        epilog="With the state of a run instead of a file: rein predict --config RUN/config.yaml --data.predict PHOTOS. "
+        "rein predict --help-all shows the options of both.",
         formatter_class=_HelpWithDefaults,
     )
     predict.add_argument("file", type=Path, metavar="FILE", help="segmenter file")
@@ -191,7 +199,7 @@ def _add_predict(commands: Any, summary: str) -> None:
     )
     predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the predictions")
     predict.add_argument(
-        "--probabilities", action="store_true", help="write probabilities/NAME.npy, too: (classes, height, width)"
+        "--probabilities", action="store_true", help="write probabilities/<name>.npy, too: (classes, height, width)"
     )
     predict.add_argument("--overwrite", action="store_true", help="replace predictions that exist already")
     predict.add_argument("--batch-size", type=_batch, default=1, metavar="N", help="images of equal size in one forward pass")

@@ -198,6 +198,9 @@ def test_a_test_gives_every_domain_and_class_and_examples(run):
         assert picture.mode == "P"
         assert np.array(picture).max() < 3
     assert first
+    page = (run / "test/index.html").read_text()
+    assert all(f"<h3>{name}</h3>" in page for names in content["examples"].values() for name in names)
+    assert all(f'data-value="{100 * value:.6g}"' in page for value in [*seen, result["miou"]["dusk"]])
 
 
 def test_a_test_counts_what_the_segmenter_predicts(run, data):
@@ -223,6 +226,8 @@ def test_predicting_a_folder_writes_classes_of_each_image(run, data, tmp_path, c
     images = data / "dusk" / "images"
     out = ["--out", str(tmp_path / "out"), "--ckpt_path", str(run / "checkpoints/last.ckpt")]
     assert main(["predict", "--config", str(run / "config.yaml"), "--data.predict", str(images), *out]) == 0
+    page = (tmp_path / "out/index.html").read_text()
+    assert all(f"<h3>{name.stem}</h3>" in page for name in images.iterdir())
     written = sorted((tmp_path / "out" / "predictions").iterdir())
     assert [path.stem for path in written] == [path.stem for path in sorted(images.iterdir())]
     with Image.open(written[0]) as picture:
@@ -247,8 +252,11 @@ def test_runs_are_compared_in_a_table_and_a_panel_for_each_domain(run, data, tmp
     said = capsys.readouterr().out
     assert [line.split()[0] for line in said.splitlines()[2:4]] == ["freeze", "rein"]
     assert {path.name for path in (tmp_path / "panels").iterdir()} == {
-        *("dusk.png", "fog.png", "panel.png", "table.txt", "results.json")
+        *("dusk.png", "fog.png", "panel.png", "table.txt", "results.json", "index.html")
     }
+    page = (tmp_path / "panels/index.html").read_text()
+    assert all(f">{name}</option>" in page for name in ("truth", "freeze", "errors of freeze", "rein", "errors of rein"))
+    assert all(f"<summary>{domain}</summary>" in page for domain in ("dusk", "fog"))
     both = json.loads((tmp_path / "panels" / "results.json").read_text())
     assert [result["method"] for result in both["results"]] == ["freeze", "rein"]
     assert both["sources"] == ["day"]

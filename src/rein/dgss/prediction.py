@@ -580,8 +580,10 @@ def _write_overlay_video(source: Source, folder: PredictionFolder, segmenter: Se
                 segmentation = Segmentation(_read_mask(mask), pixels, segmenter.classes, segmenter.palette)
                 picture = np.asarray(segmentation.overlay())
                 picture = np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), "edge")  # yuv420p
-                stream.height, stream.width = picture.shape[:2]
-                output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                if number == 0:
+                    stream.height, stream.width = picture.shape[:2]
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                output.mux(stream.encode(frame.reformat(stream.width, stream.height)))  # the size of frames may change
             output.mux(stream.encode(None))
         if not problems:
             os.replace(unfinished, target)
