@@ -180,10 +180,10 @@ def _names_run(arguments: Sequence[str]) -> bool:
 
 def _add_predict(commands: Any, summary: str) -> None:
     description = (
-        "Predict the classes of photographs and videos with a segmenter file, such as segmenter.safetensors of rein fit. Writes to the "
-        "folder --out: predictions/<name>.png, class numbers shown in the colours of the classes; overlays/<name>.jpg; and index.html, "
-        "a page that shows them. The same command again resumes where it stopped. An image that cannot be read is named, and the exit "
-        "code is then 1."
+        "Predict the classes of photographs and videos with a segmenter file, such as segmenter.safetensors of rein fit. Writes to "
+        "the folder --out: predictions/<name>.png, class numbers shown in the colours of the classes; overlays/<name>.jpg; and "
+        "index.html, a page that shows them. The same command again resumes where it stopped. An image that cannot be read is named, "
+        "and the exit code is then 1."
     )
     predict = commands.add_parser(
         "predict",
