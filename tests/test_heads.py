@@ -200,6 +200,23 @@ def test_predict_gives_logits_of_any_size(name):
 
 
 @every_head
+def test_probabilities_sum_to_one_and_have_the_same_best_class(name):
+    head = make(name).eval()
+    logits = head.predict(maps_for(head), (33, 50), queries_for(head))
+    probabilities = head.probabilities(logits)
+    assert probabilities.shape == logits.shape
+    assert (probabilities >= 0).all()
+    assert torch.allclose(probabilities.sum(1), torch.ones(2, 33, 50), atol=1e-5)
+    assert torch.equal(probabilities.argmax(1), logits.argmax(1))
+
+
+def test_probabilities_of_semantic_scores_are_their_shares():
+    scores = torch.tensor([0.2, 0.6, 0.0]).view(1, 3, 1, 1)
+    assert torch.allclose(make("mask2former", 3).probabilities(scores).flatten(), torch.tensor([0.25, 0.75, 0.0]))
+    assert make("mask2former", 3).probabilities(torch.zeros(1, 3, 1, 1)).isfinite().all()
+
+
+@every_head
 @pytest.mark.filterwarnings("ignore")
 def test_a_head_trains_under_half_precision_autocast(name):
     head = make(name)

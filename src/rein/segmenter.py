@@ -28,6 +28,7 @@ from rein.injection import ADAPTER, get_injection, is_wrapped
 from rein.modes import eval_mode
 
 Size = tuple[int, int]
+_WINDOW = 512  # side in pixels of sliding windows
 
 
 class Segmenter(nn.Module):
@@ -162,7 +163,7 @@ class Segmenter(nn.Module):
     def predict(
         self,
         images: Tensor,
-        window: int | tuple[int, int] | None = 512,
+        window: int | tuple[int, int] | None = _WINDOW,
         stride: int | tuple[int, int] | None = None,
         *,
         flip: bool = False,
@@ -401,6 +402,10 @@ class Segmenter(nn.Module):
         mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in self.normalization)
         return ((to_tensor(image).to(device).float() / 255 - mean) / std)[None]
 
+    def windows(self) -> dict[str, Any]:
+        """`window` and `stride` of `predict` that `notes` state, or else `predict`'s own."""
+        return {"window": self.notes.get("window", _WINDOW), "stride": self.notes.get("stride")}
+
     def segment(self, image: Any, **settings: Any) -> Segmentation:
         """Segment an image of any size.
 
@@ -420,7 +425,7 @@ class Segmenter(nn.Module):
             )
         pixels = to_tensor(image)
         if "window" not in settings:
-            settings |= {key: self.notes[key] for key in ("window", "stride") if key in self.notes and key not in settings}
+            settings = {**self.windows(), **settings}
         logits = self.predict(self.preprocess(pixels), **settings)
         return Segmentation(logits[0].argmax(0).to(torch.uint8).cpu(), pixels.cpu(), tuple(self.classes), tuple(self.palette))
 

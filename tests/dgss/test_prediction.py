@@ -13,6 +13,7 @@ from PIL import Image
 import rein
 from rein.cli import main
 from rein.dgss import pages, prediction
+from rein.dgss.prediction import videos
 from rein.errors import InputError
 from rein.testing import pocket_vit
 
@@ -120,13 +121,19 @@ def test_an_edge_and_windows_change_how_an_image_is_predicted_but_not_the_size_o
     assert (masks[0] != masks[2]).any()
 
 
-def test_a_window_of_the_file_is_used(model, photos, tmp_path):
+@pytest.mark.parametrize(
+    ("notes", "window", "stride"), [({"window": 16, "stride": 8}, 16, 8), ({"window": None}, None, None), ({}, 512, None)]
+)
+def test_windows_of_the_file_are_used_as_segment_uses_them(model, photos, tmp_path, notes, window, stride):
     segmenter = rein.Segmenter.load(model)
-    segmenter.notes = {"window": 16, "stride": 8}
-    settings = prediction.Settings("")
-    image = torch.randint(0, 255, (3, 40, 64), dtype=torch.uint8)
-    expected = segmenter.predict(segmenter.preprocess(image), 16, 8)
-    torch.testing.assert_close(prediction._logits(segmenter, [image], settings), expected)
+    segmenter.notes = notes
+    segmenter.save(tmp_path / "seg.safetensors")
+    assert run(tmp_path / "seg.safetensors", photos / "a.png", "--out", tmp_path / "out", "--probabilities") == 0
+    expected = segmenter.predict(segmenter.preprocess(photos / "a.png"), window, stride).softmax(1)[0]
+    written = torch.from_numpy(np.load(tmp_path / "out/probabilities/a.npy"))
+    torch.testing.assert_close(written.float(), expected, atol=1e-3, rtol=0)
+    mask = torch.from_numpy(np.array(Image.open(tmp_path / "out/predictions/a.png")))
+    assert torch.equal(mask, segmenter.segment(photos / "a.png").classes)
 
 
 # -- what is found
@@ -306,7 +313,7 @@ def test_an_input_is_never_replaced(model, tmp_path, capsys):
 
 
 def test_progress_states_the_time_left(capsys):
-    with prediction._Progress(4, kept=0) as progress:
+    with prediction.run._Progress(4, kept=0) as progress:
         for clock in ("start_t", "last_print_t"):  # as if the first image had taken a minute
             setattr(progress._bar, clock, getattr(progress._bar, clock) - 60)
         progress.advance()
@@ -467,7 +474,7 @@ def test_frames_are_turned_as_the_video_states(tmp_path):
         stream.set_display_rotation(90)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
-    ((_, frame),) = prediction._frames(path, [])
+    ((_, frame),) = videos.frames(path, [])
     assert frame.shape == (3, 48, 32)
     assert frame[:, :20].float().mean() > 200
     assert frame[:, 28:].float().mean() < 50

@@ -129,6 +129,10 @@ class Head(nn.Module):
         logits = logits.float() if logits.dtype.itemsize < 4 else logits
         return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities of the classes from the output of `forward` or `predict`, (B, K, H, W); their sum over the classes is 1."""
+        return logits.softmax(1)
+
     def loss(self, maps: Sequence[Tensor], labels: Tensor, queries: Tensor | None = None) -> Tensor:
         """Compute the loss over the labelled pixels, at the resolution of the labels; by default the mean cross-entropy.
 

@@ -243,6 +243,10 @@ class Mask2FormerHead(Head):
         """Semantic scores (B, K, H, W) at `size`; mask logits are resized, not probabilities."""
         return semantic_inference(*self._decode_last(maps, queries), size)
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Semantic scores as shares of their sum over the classes; they are not logits."""
+        return logits / logits.sum(1, keepdim=True).clamp_min(torch.finfo(logits.dtype).tiny)
+
     def instances(self, maps: Sequence[Tensor], size: Size, queries: Tensor | None = None, limit: int = 100) -> list[Instances]:
         """Return the `limit` best (query, class) pairs of each image as instances at `size` = (H, W)."""
         return instance_inference(*self._decode_last(maps, queries), size, limit)
