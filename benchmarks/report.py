@@ -240,6 +240,29 @@ def depth(content: dict) -> str:
     return markdown(header, lines)
 
 
+def int8(content: dict) -> str:
+    """Size, speed and mIoU with float32 and with int8 weights of the frozen backbone."""
+    lines = []
+    for (model,), found in pivot([row for row in content["rows"] if row["measure"] == "size"], ("model",), "weights").items():
+        for key, title in (("frozen_bytes", "frozen weights"), ("onnx_bytes", "ONNX file")):
+            lines.append([f"{title} of {model}", *(f"{found[kind][key] / 1e6:.1f} MB" for kind in ("float32", "int8")), ""])
+    speeds = [row for row in content["rows"] if row["measure"] == "speed"]
+    for (model, size), found in pivot(speeds, ("model", "size"), "form").items():
+        for runtime in ("eager", "onnxruntime"):
+            plain, whole = found[f"{runtime} float32"], found[f"{runtime} int8"]
+            times = [f"{1000 * row['seconds']:.1f} ms" for row in (plain, whole)]
+            lines.append([f"{model}, one image of {size} x {size}, {runtime}", *times, f"{cost(whole)} %"])
+    domains: dict[str, list[dict]] = {}
+    for row in content["rows"]:
+        if row["measure"] == "mIoU":
+            domains.setdefault(row["domain"], []).append(row)
+    for domain, rows in domains.items():
+        means = [f"{statistics.fmean(row[kind] for row in rows):.2f}" for kind in ("float32", "int8")]
+        changes = [row["int8"] - row["float32"] for row in rows]
+        lines.append([f"mIoU, {domain}, {len(rows)} seeds", *means, f"{min(changes):+.2f} to {max(changes):+.2f}"])
+    return markdown(["", "float32", "int8", "difference [quartiles]; of mIoU, least to most"], lines)
+
+
 def demo() -> str:
     """mIoU of the methods of `rein demo` over the seeds of each machine."""
     machines: dict[str, dict[int, dict]] = {}
@@ -285,6 +308,7 @@ TABLES = {
     "recipe": recipe,
     "data": data,
     "depth": depth,
+    "int8": int8,
     **{plan.benchmark: generalisation for plan in PLANS.values()},
 }
 SOURCES = {"headline": "throughput"}

@@ -1,4 +1,4 @@
-"""ONNX: both exporters of torch, checked with onnxruntime."""
+"""ONNX: both exporters of torch, called by the user and checked with onnxruntime. `test_exported_files.py` tests `rein.export`."""
 
 import contextlib
 import io
@@ -96,17 +96,6 @@ def test_a_head_is_exported_with_dynamic_height_and_width(head, tmp_path):
         maps = [torch.randn(3, 12, *size) for _ in range(4)]
         with torch.no_grad():
             assert torch.allclose(run(*maps), head(maps), atol=1e-4), size
-
-
-@pytest.mark.parametrize("head", ["fpn", pytest.param("smp dpt", marks=pytest.mark.sweep)])
-def test_a_segmenter_is_exported_with_dynamic_height_and_width(head, tmp_path):
-    model = segmenter(head, "vit with registers")
-    shapes = {"images": dict.fromkeys((0, 2, 3), DYNAMIC)}
-    run = export(model, (images(2, 48, 72),), tmp_path / "model.onnx", dynamo=True, dynamic_shapes=shapes, verbose=False)
-    for size in ((48, 72), (32, 32), (45, 70), (17, 90)):
-        x = images(1, *size)
-        with torch.no_grad():
-            assert torch.allclose(run(x), model(x), atol=1e-4), size
 
 
 @pytest.mark.parametrize("head", ["linear, four maps", "fpn", "smp dpt"])

@@ -35,6 +35,7 @@ LAYERS = {
     "official": 4,
     "hub": 5,
     "testing": 5,
+    "export": 5,
     "dgss": 5,
     "cli": 6,
     "": 7,  # rein itself, the public names
@@ -56,6 +57,7 @@ ALLOWED["images"] = {"torch", "numpy", "PIL"}
 ALLOWED["other_adapters"] = {"torch"}
 ALLOWED["files"] = {"torch", "safetensors"}
 ALLOWED["pytorch_files"] = {"torch"}
+ALLOWED["export"] = {"torch", "onnxruntime"}  # onnxruntime where it is used
 ALLOWED["catalogue"] = {"torch", "timm"}
 ALLOWED["testing"] = {"torch", "timm", "safetensors"}
 ALLOWED["official"] = {"torch", "safetensors"}

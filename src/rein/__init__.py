@@ -53,7 +53,7 @@ __all__ = [
     "wrap",
 ]
 
-_LAZY = ("official", "testing")  # imported when they are first used, because `testing` imports timm
+_LAZY = ("export", "official", "testing")  # imported when they are first used, because `testing` imports timm
 
 
 def __getattr__(name: str) -> Any:

@@ -159,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_data,
         _add_backbones,
         _add_info,
+        _add_export,
         _add_convert,
     ):
         add(commands)
@@ -212,6 +213,9 @@ def _add_predict(commands: Any, summary: str) -> None:
     )
     predict.add_argument("--weights", type=Path, metavar="FILE", help="weights of the backbone (default: timm's, downloaded)")
     predict.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    predict.add_argument(
+        "--compile", action="store_true", help="compile the segmenter with torch.compile: pays for many images of one size"
+    )
     predict.set_defaults(run=_predict)
 
 
@@ -225,7 +229,7 @@ def _predict(options: argparse.Namespace) -> int:
     sources, skipped = prediction.find_sources(options.photos, options.out)
     folder = prediction.PredictionFolder(options.out, settings)
     folder.check(sources, overwrite=options.overwrite)
-    segmenter = prediction.load(options.file, options.weights, options.device)
+    segmenter = prediction.load(options.file, options.weights, options.device, compiled=options.compile)
     report = prediction.predict(
         segmenter, sources, folder, batch_size=options.batch_size, title=f"Predictions of {options.file.name}"
     )
@@ -252,6 +256,59 @@ def _add_info(commands: Any) -> None:
 
 def _info(options: argparse.Namespace) -> int:
     print(checkpoint.describe_file(options.file))
+    return 0
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a segmenter for other runtimes: torch.export or ONNX",
+        description="Write a segmenter, weights of the backbone included, to OUT: a file of torch.export (.pt2) or ONNX (.onnx). "
+        "The batch is dynamic, and so are height and width unless the backbone has a fixed size. The command compares the outputs "
+        "of OUT with the segmenter's, prints the largest difference, and writes nothing if they differ.",
+    )
+    export.add_argument("file", type=Path, metavar="FILE", help="the segmenter, a file that rein fit or Segmenter.save wrote")
+    export.add_argument("out", type=Path, metavar="OUT", help="the file to write: .pt2 or .onnx")
+    export.add_argument("--format", choices=("pt2", "onnx"), help="format of OUT (default: its suffix)")
+    export.add_argument("--weights", type=Path, metavar="PATH", help="weights of the backbone (default: timm's pretrained ones)")
+    export.add_argument("--batch", type=_positive, metavar="N", help="fix the number of images")
+    export.add_argument(
+        "--size", type=_positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="fix the size of the images in pixels"
+    )
+    export.add_argument("--normalise", action="store_true", help="put the normalisation inside: OUT takes uint8 images, 0 to 255")
+    export.add_argument("--argmax", action="store_true", help="put the argmax inside: OUT returns classes instead of logits")
+    export.add_argument("--int8", action="store_true", help="store the weights of the frozen backbone in int8")
+    export.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    export.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from rein import export
+    from rein.segmenter import Segmenter
+
+    export.check_path(options.out, options.format, options.overwrite)
+    if options.out.exists() and options.file.exists() and options.out.samefile(options.file):
+        raise InputError(f"OUT is FILE, {options.file}; expected another file, because OUT would replace the segmenter.")
+    if options.int8:
+        require("torchao", "int8")
+    segmenter = Segmenter.load(options.file, weights=options.weights)
+    if options.int8:
+        export.quantize_backbone(segmenter)
+    done = export.export_segmenter(
+        segmenter,
+        options.out,
+        format=options.format,
+        batch=options.batch,
+        size=None if options.size is None else tuple(options.size),
+        normalise=options.normalise,
+        argmax=options.argmax,
+        overwrite=options.overwrite,
+    )
+    print(f"wrote {done.path}: {done.bytes / 1e6:.1f} MB")
+    print(f"input images: {done.input}")
+    print(f"output {done.output}")
+    shapes = ", ".join(" x ".join(map(str, shape)) for shape in done.shapes)
+    print(f"largest difference from the segmenter: {done.difference:.1e}, of logits up to {done.scale:.1f}; images {shapes}")
     return 0
 
 

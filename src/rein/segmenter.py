@@ -91,6 +91,11 @@ class Segmenter(nn.Module):
         self.normalization = check_normalization(backbones.normalization(backbone) if normalization is None else normalization)
         self.notes: dict[str, Any] = {}
 
+    @property
+    def input_spec(self) -> backbones.InputSpec:
+        """The images that the backbone accepts: channels, fixed size if it has one, pixels of a patch."""
+        return self._maps.input_spec(self.backbone)
+
     def train(self, mode: bool = True) -> Segmenter:
         """Set the mode as `nn.Module.train` does, but keep a fully frozen backbone in eval mode."""
         super().train(mode)
@@ -430,7 +435,7 @@ class Segmenter(nn.Module):
         return Segmentation(logits[0].argmax(0).to(torch.uint8).cpu(), pixels.cpu(), tuple(self.classes), tuple(self.palette))
 
     def _check(self, images: Tensor) -> backbones.InputSpec:
-        spec = self._maps.input_spec(self.backbone)
+        spec = self.input_spec
         if not isinstance(images, Tensor):
             raise InputError(f"images must be a tensor (B, {spec.channels}, H, W), got {type(images).__name__}.")
         if images.ndim != 4 or images.shape[1] != spec.channels or 0 in images.shape or not images.is_floating_point():
@@ -441,7 +446,7 @@ class Segmenter(nn.Module):
 
     def _features(self, images: Tensor) -> tuple[list[Tensor], Tensor | None, Size]:
         """Maps and queries in the head's dtype, and the size (height, width) of the image that the maps cover, with padding."""
-        spec = self._maps.input_spec(self.backbone)
+        spec = self.input_spec
         height, width = images.shape[-2:]
         padded = spec.fixed_size or (_round_up(height, spec.multiple[0]), _round_up(width, spec.multiple[1]))
         images = F.pad(images, (0, padded[1] - width, 0, padded[0] - height)).to(_dtype(self.backbone))

@@ -121,6 +121,20 @@ def test_an_edge_and_windows_change_how_an_image_is_predicted_but_not_the_size_o
     assert (masks[0] != masks[2]).any()
 
 
+def test_a_compiled_segmenter_writes_the_same_masks(model, photos, tmp_path, monkeypatch):
+    compiled = []
+
+    def compile(module):
+        compiled.append(module)
+        torch.nn.Module.compile(module, backend="eager")
+
+    monkeypatch.setattr(rein.Segmenter, "compile", compile)
+    for name, options in (("eager", []), ("compiled", ["--compile"])):
+        assert run(model, photos / "a.png", "--out", tmp_path / name, *options) == 0
+    assert len(compiled) == 1
+    assert (tmp_path / "eager/predictions/a.png").read_bytes() == (tmp_path / "compiled/predictions/a.png").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("notes", "window", "stride"), [({"window": 16, "stride": 8}, 16, 8), ({"window": None}, None, None), ({}, 512, None)]
 )

@@ -25,13 +25,14 @@ from rein.extras import require
 from rein.images import Segmentation, to_tensor
 
 
-def load(path: Path, weights: Path | None = None, device: str | None = None) -> Segmenter:
+def load(path: Path, weights: Path | None = None, device: str | None = None, *, compiled: bool = False) -> Segmenter:
     """The segmenter of a file, with the backbone that the file names.
 
     Args:
         path: the file.
         weights: file with the weights of the backbone; None downloads timm's.
         device: where it computes; None takes a GPU if there is one.
+        compiled: compile the segmenter with `torch.compile`. It takes a minute for the first image of each size of windows.
 
     Raises:
         InputError: the device does not exist, or the backbone cannot be built.
@@ -42,9 +43,12 @@ def load(path: Path, weights: Path | None = None, device: str | None = None) -> 
         found = torch.accelerator.current_accelerator(check_available=True)
         device = "cpu" if found is None else found.type
     try:
-        return segmenter.to(device)
+        segmenter = segmenter.to(device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise InputError(f"the device {one_line(device)} cannot be used: {one_line(error)}. Use --device cpu.") from error
+    if compiled:
+        segmenter.compile()
+    return segmenter
 
 
 @dataclass(frozen=True)
