@@ -202,6 +202,10 @@ class ReinAdapter(nn.Module):
         """Index of the stage that contains `layer`: always 0, as there is one stage."""
         return 0
 
+    def locate(self, layer: int) -> tuple[ReinAdapter, int]:
+        """The adapter that refines `layer`, and the index of the layer in it: itself, as there is one stage."""
+        return self, layer
+
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_layers={self.num_layers}, patch_size={self.patch_size}, {self.config}"
 

@@ -32,7 +32,18 @@ from rein.files import read_safetensors, reason_of
 from rein.files import replace_file as replace_file
 from rein.heads import Head
 from rein.images import check_classes, check_normalization, check_palette
-from rein.injection import ADAPTER, Model, get_injection, is_wrapped, unwrap, wrap
+from rein.injection import (
+    Model,
+    add_adapter,
+    find_adapter,
+    get_adapter,
+    get_injection,
+    is_wrapped,
+    new_adapter,
+    unwrap,
+    wrap,
+)
+from rein.named_adapters import check_name
 from rein.remote import fetch
 from rein.stagewise import build_adapter
 
@@ -164,17 +175,23 @@ def _texts(value: Any, depth: int = 0) -> Iterator[str]:
             yield from _texts(entry, depth + 1)
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save(model: nn.Module, path: str | os.PathLike[str], *, name: str | None = None) -> None:
     """Write the adapter of a wrapped model to one safetensors file (about 12 MB for a ViT-L).
 
-    Writing is atomic: after a crash, `path` holds the previous file or the new one, never a part of one.
+    Writing is atomic: after a crash, `path` holds the previous file or the new one, never a part of one. The file does not hold the
+    name of the adapter.
+
+    Args:
+        model: a wrapped model.
+        path: the file to write.
+        name: which adapter, if the model has several; None is the active one.
 
     Raises:
         WrapError: the model is not wrapped.
+        InputError: no adapter has this name.
         CheckpointError: the folder does not exist or cannot be written.
     """
-    get_injection(model)
-    adapter = getattr(model, ADAPTER)
+    adapter = get_adapter(model, name)
     write(path, adapter.state_dict(), Header("adapter", adapter.config, describe_backbone(model)))
 
 
@@ -182,6 +199,7 @@ def load(
     model: Model,
     path: str | os.PathLike[str],
     *,
+    name: str | None = None,
     strict: bool = True,
     check_weights: bool = True,
     example_inputs: Any = None,
@@ -189,12 +207,14 @@ def load(
     """Load an adapter into `model`, in place; wrap the model first if it is bare.
 
     The function checks the file and the model completely before it changes anything. In a wrapped model only parameter values
-    change: hooks, optimizers and compiled code stay valid.
+    change: hooks, optimizers and compiled code stay valid. With a new `name`, a wrapped model gets another adapter beside those that
+    it has; `model.rein.activate(name)` switches to it.
 
     Args:
         model: the backbone that the adapter was trained on.
         path: a file that `save` wrote, or the address of one on the Hugging Face hub, `hf://owner/name` or `hf://owner/name@revision`
             (extra `hub`).
+        name: name of the adapter, for models with several. None: the only adapter, or the active one.
         strict: require the same architecture and block names; with False, equal widths, depth and prefix tokens suffice.
         check_weights: refuse a model with other weights than those on which the adapter was trained, where it is useless. A file of
             format version 1 does not state them.
@@ -205,12 +225,15 @@ def load(
 
     Raises:
         CheckpointError: the file is missing, damaged, not an adapter file, or does not fit the model.
+        InputError: `name` is no name of an adapter.
         UnsupportedBackboneError, WrapError: as `wrap`.
     """
+    if name is not None:
+        check_name(name)
     tensors, header = read(path)
     if header.kind != "adapter":
         raise CheckpointError(f"{path} is a {header.kind} file, expected an adapter file; load it with rein.Segmenter.load.")
-    load_adapter = check_adapter(model, tensors, header, path, strict=strict, example_inputs=example_inputs)
+    load_adapter = check_adapter(model, tensors, header, path, name=name, strict=strict, example_inputs=example_inputs)
     if check_weights:
         check_frozen_weights(model, header, path)
     load_adapter()
@@ -223,6 +246,7 @@ def check_adapter(
     header: Header,
     path: str | os.PathLike[str],
     *,
+    name: str | None = None,
     strict: bool = True,
     example_inputs: Any = None,
 ) -> Callable[[], None]:
@@ -235,7 +259,7 @@ def check_adapter(
     if config is None:
         raise CheckpointError(f"{path} holds no adapter, only a head for a bare backbone; load it with rein.Segmenter.load.")
     given = header.backbone["given"].get("num_prefix_tokens")
-    name = backbones.architecture(model)
+    architecture = backbones.architecture(model)
     if strict:
         check_architecture(model, header, path)
     wrapped = is_wrapped(model)
@@ -243,35 +267,52 @@ def check_adapter(
         names = None if wrapped else blocks_to_wrap(model, header.backbone, strict, given, example_inputs)
         blocks = get_injection(model).blocks if wrapped else tuple(backbones.find_blocks(model, names, given, example_inputs))
     except UnsupportedBackboneError as error:
-        raise CheckpointError(f"{path} does not fit this {name}: {one_line(error, 1000)}") from error
-    expected, got = header.backbone, describe_blocks(name, blocks)
+        raise CheckpointError(f"{path} does not fit this {architecture}: {one_line(error, 1000)}") from error
+    expected, got = header.backbone, describe_blocks(architecture, blocks)
     for key in _compared_keys(strict):
         if expected[key] != got[key]:
             raise CheckpointError(
-                f"{path} does not fit this {name}: the file has {key} {one_line(expected[key], 1000)}, the model has {got[key]}."
+                f"{path} does not fit this {architecture}: the file has {key} {one_line(expected[key], 1000)}, "
+                f"the model has {got[key]}."
             )
     match_adapter([block.width for block in blocks], config, tensors, path)
-    if wrapped and getattr(model, ADAPTER).config != config:
+    current = find_adapter(model, name) if wrapped else None
+    if current is not None and current.config != config:
+        remedy = "call rein.unwrap(model) first, then rein.load wraps the model with the file's configuration"
         raise CheckpointError(
-            f"{path} holds an adapter with {config}, the model is wrapped with {getattr(model, ADAPTER).config}; "
-            "call rein.unwrap(model) first, then rein.load wraps the model with the file's configuration."
+            f"{path} holds an adapter with {config}, the model is wrapped with {current.config}; "
+            f"{remedy if name is None else 'load the file under another name'}."
         )
 
     def change() -> None:
-        before = {name: value.clone() for name, value in getattr(model, ADAPTER).state_dict().items()} if wrapped else {}
-        try:
-            if not wrapped:
-                with torch.random.fork_rng():  # the file overwrites the initial values: keep the caller's random state
-                    wrap(model, config, blocks=names, num_prefix_tokens=given, example_inputs=example_inputs)
-            getattr(model, ADAPTER).load_state_dict(dict(tensors))
-        except BaseException:  # Ctrl-C included
-            if wrapped:
-                getattr(model, ADAPTER).load_state_dict(before)
-            elif is_wrapped(model):
-                unwrap(model)
-            raise
+        if current is not None:
+            _replace_values(current, tensors)
+            return
+        with torch.random.fork_rng():  # the file overwrites the initial values: keep the caller's random state
+            if wrapped and name is not None:
+                added = new_adapter(model, blocks, config)
+                added.load_state_dict(dict(tensors))
+                add_adapter(model, name, added)
+                return
+            try:
+                wrap(model, config, name=name, blocks=names, num_prefix_tokens=given, example_inputs=example_inputs)
+                get_adapter(model).load_state_dict(dict(tensors))
+            except BaseException:  # Ctrl-C included
+                if is_wrapped(model):
+                    unwrap(model)
+                raise
 
     return change
+
+
+def _replace_values(adapter: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load tensors into an adapter, completely or not at all."""
+    before = {key: value.clone() for key, value in adapter.state_dict().items()}
+    try:
+        adapter.load_state_dict(dict(tensors))
+    except BaseException:  # Ctrl-C included
+        adapter.load_state_dict(before)
+        raise
 
 
 def _compared_keys(strict: bool) -> list[str]:

@@ -20,16 +20,15 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from rein import backbones, other_adapters
-from rein.adapter import ReinAdapter
 from rein.backbones import BlockInfo
 from rein.config import ReinConfig
-from rein.errors import InputError, WrapError
+from rein.errors import InputError, WrapError, one_line
 from rein.modes import modes_restored, restore_modes
+from rein.named_adapters import DEFAULT, Adapter, NamedAdapters, adapters_in_use, check_name
 from rein.refinement import PassCache
-from rein.stagewise import StagewiseAdapter, build_adapter
+from rein.stagewise import build_adapter
 
 Model = TypeVar("Model", bound=nn.Module)
-Adapter = ReinAdapter | StagewiseAdapter
 
 ADAPTER, INJECTION = "rein", "rein_injection"
 _DISABLING = threading.Lock()  # of the module, because a lock on a model could not be copied
@@ -42,7 +41,7 @@ class BlockHook:
     stage share a cache within a forward pass.
     """
 
-    def __init__(self, adapter: Adapter, layer: int, info: BlockInfo, pass_cache: PassCache) -> None:
+    def __init__(self, adapter: Adapter | NamedAdapters, layer: int, info: BlockInfo, pass_cache: PassCache) -> None:
         self.adapter, self.layer, self.info, self.pass_cache = adapter, layer, info, pass_cache
         self.enabled = True
 
@@ -73,7 +72,9 @@ class Injection(nn.Module):
         disabled_by: number of `disabled` contexts that are open, in all threads.
     """
 
-    def __init__(self, model: nn.Module, adapter: Adapter, blocks: Sequence[BlockInfo], given: dict[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, adapter: Adapter | NamedAdapters, blocks: Sequence[BlockInfo], given: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.blocks, self.given, self.disabled_by = tuple(blocks), given, 0
         self.backbones = tuple(backbones.enclosing_backbones(model, [info.path for info in blocks]))
@@ -165,6 +166,24 @@ class Injection(nn.Module):
             for hook in self.hooks:
                 hook.enabled = not self.disabled_by
 
+    @property
+    def adapter(self) -> Adapter | NamedAdapters:
+        """The adapter that the hooks use, `model.rein`."""
+        return self.hooks[0].adapter
+
+    def replace_adapter(self, model: nn.Module, adapter: Adapter | NamedAdapters) -> None:
+        """Let the hooks use another adapter, which becomes `model.rein`."""
+        before = self.adapter
+        try:
+            for hook in self.hooks:
+                hook.adapter = adapter
+            model._modules[ADAPTER] = adapter
+        except BaseException:  # Ctrl-C included
+            for hook in self.hooks:
+                hook.adapter = before
+            model._modules[ADAPTER] = before
+            raise
+
     def undo(self, model: nn.Module) -> None:
         """Remove what `apply_to` added, and restore every `requires_grad` and mode, except for parameters that peft has frozen since.
 
@@ -188,9 +207,9 @@ class Injection(nn.Module):
             model._modules.pop(name, None)
 
 
-def warn_if_frozen_by_peft(adapter: Adapter, model: nn.Module) -> None:
+def warn_if_frozen_by_peft(adapter: Adapter | NamedAdapters, model: nn.Module) -> None:
     """Warn if parameters of the adapter are frozen while those of peft inside `model` train: peft freezes all other parameters."""
-    if next(adapter.parameters()).requires_grad:  # the tokens; peft may leave biases trainable
+    if any(next(each.parameters()).requires_grad for each in adapters_in_use(adapter)):  # tokens; peft may leave biases trainable
         return
     if any(parameter.requires_grad for module in other_adapters.added_modules(model) for parameter in module.parameters()):
         warnings.warn(
@@ -218,6 +237,7 @@ def wrap(
     model: Model,
     config: ReinConfig | None = None,
     *,
+    name: str | None = None,
     blocks: Sequence[str | nn.Module] | None = None,
     num_prefix_tokens: int | None = None,
     example_inputs: Any = None,
@@ -238,10 +258,14 @@ def wrap(
     A block that runs several times in one forward pass is one layer. Call `wrap` before `torch.compile`. Use non-reentrant gradient
     checkpointing (timm's default): the reentrant kind gives an adapter in a frozen backbone no gradients.
 
+    With `name`, a wrapped model gets another adapter for the same blocks, which is not active yet. `model.rein` is then a
+    `NamedAdapters`; an adapter that was there without a name is called "default". The other arguments but `config` must be left out.
+
     Args:
         model: a timm model of a known family, or a model that contains one; with `blocks`, any model whose blocks return tokens
             (B, N, C) or feature maps.
         config: configuration of the adapter; the default is the authors' (`ReinConfig()`).
+        name: name of the adapter, for models with several. None: the model has one adapter, `model.rein`.
         blocks: the blocks or their module names, in the order in which they run, for models that rein does not know. They
             determine what is frozen: the timm model that contains them, or else the base model of a Hugging Face model with a head,
             or else the smallest module that holds the blocks and all parameters that were registered before them. `rein.summary`
@@ -257,27 +281,32 @@ def wrap(
 
     Raises:
         UnsupportedBackboneError: a fact about the backbone is missing; the message says how to pass it.
-        WrapError: the model is already wrapped or compiled, or inference mode is on.
-        InputError: an argument has the wrong type.
+        WrapError: the model is already wrapped or compiled, has an adapter of this name, or inference mode is on.
+        InputError: an argument has the wrong type, or `name` is no name of an adapter.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"rein.wrap expects a torch.nn.Module, got {type(model).__name__}.")
     if not isinstance(config, ReinConfig | None):
         raise InputError(f"config is {config!r}; expected a rein.ReinConfig.")
-    if torch.is_inference_mode_enabled():
-        raise WrapError(
-            "rein.wrap was called inside torch.inference_mode(), where an adapter could not be trained; call it outside."
-        )
+    _refuse_inference_mode()
+    if name is not None and is_wrapped(model):
+        if any(argument is not None for argument in (blocks, num_prefix_tokens, example_inputs)):
+            raise InputError(
+                f"blocks, num_prefix_tokens or example_inputs were given for adapter {one_line(repr(name))} of a wrapped model; "
+                "expected none, because all adapters of a model refine the same blocks. Leave them out."
+            )
+        refuse_taken_name(model, name)
+        add_adapter(model, name, new_adapter(model, get_injection(model).blocks, config or ReinConfig()))
+        return model
     _refuse_wrapped(model)
     _refuse_compiled(model)
+    if name is not None:
+        check_name(name)
     infos = backbones.find_blocks(model, blocks, num_prefix_tokens, example_inputs)
-    first_block = model.get_submodule(infos[0].path)
-    reference = next(chain(first_block.parameters(), model.parameters()), torch.empty(0))
-    adapter = build_adapter([info.width for info in infos], config or ReinConfig(), patch_size=backbones.patch_size(model)[0])
-    adapter.to(reference.device, torch.float64 if reference.dtype == torch.float64 else torch.float32)
+    adapter = new_adapter(model, infos, config or ReinConfig())
     given = {} if num_prefix_tokens is None else {"num_prefix_tokens": num_prefix_tokens}
-    injection = Injection(model, adapter, infos, given)
-    adapter.train(model.training)
+    injection = Injection(model, adapter if name is None else NamedAdapters({name: adapter}, active=name), infos, given)
+    injection.adapter.train(model.training)
     try:
         injection.apply_to(model)
         return model
@@ -286,8 +315,76 @@ def wrap(
         raise
 
 
+def new_adapter(model: nn.Module, blocks: Sequence[BlockInfo], config: ReinConfig) -> Adapter:
+    """A new adapter for the blocks of a model, in its mode, on their device, in float32 (float64 in a float64 model).
+
+    Raises:
+        WrapError: inference mode is on.
+    """
+    _refuse_inference_mode()
+    first_block = model.get_submodule(blocks[0].path)
+    reference = next(chain(first_block.parameters(), model.parameters()), torch.empty(0))
+    adapter = build_adapter([block.width for block in blocks], config, patch_size=backbones.patch_size(model)[0])
+    adapter.to(reference.device, torch.float64 if reference.dtype == torch.float64 else torch.float32)
+    return adapter.train(model.training)
+
+
+def add_adapter(model: nn.Module, name: str, adapter: Adapter) -> None:
+    """Add an adapter to a wrapped model under a name. The active adapter stays active; one without a name becomes "default"."""
+    injection = get_injection(model)
+    if isinstance(injection.adapter, NamedAdapters):
+        injection.adapter.add_module(name, adapter)
+    else:
+        named = NamedAdapters({DEFAULT: injection.adapter, name: adapter}, active=DEFAULT)
+        named.training = injection.adapter.training
+        injection.replace_adapter(_owner(model, injection), named)
+
+
+def find_adapter(model: nn.Module, name: str | None = None) -> Adapter | None:
+    """The adapter of this name in a wrapped model, or None; without a name, the active one or the only one.
+
+    Raises:
+        InputError: `name` is no name of an adapter.
+    """
+    adapter = get_injection(model).adapter
+    if name is not None:
+        check_name(name)
+    if not isinstance(adapter, NamedAdapters):
+        return adapter if name in (None, DEFAULT) else None
+    if name is not None and name not in adapter:
+        return None
+    return adapter[name or adapter.active_name]
+
+
+def get_adapter(model: nn.Module, name: str | None = None) -> Adapter:
+    """As `find_adapter`, but an adapter that does not exist is an error.
+
+    Raises:
+        WrapError: the model is not wrapped.
+        InputError: no adapter has this name.
+    """
+    found = find_adapter(model, name)
+    if found is not None:
+        return found
+    adapter = get_injection(model).adapter
+    if isinstance(adapter, NamedAdapters):
+        return adapter[str(name)]  # raises an InputError that lists the names
+    raise InputError(
+        f"no adapter is named {one_line(repr(name))}; this model has one adapter without a name. Leave the name out."
+    )
+
+
+def refuse_taken_name(model: nn.Module, name: str) -> None:
+    """Raise WrapError if a wrapped model has an adapter of this name."""
+    if find_adapter(model, name) is not None:
+        raise WrapError(
+            f"this {type(model).__name__} already has an adapter named {one_line(repr(name))}; rein.load(model, file, name=...) "
+            "replaces its values, model.rein.delete removes it. Or choose another name."
+        )
+
+
 def unwrap(model: Model) -> Model:
-    """Remove the adapter and restore every `requires_grad` and mode to its value before `wrap`.
+    """Remove the adapter, or all named ones, and restore every `requires_grad` and mode to its value before `wrap`.
 
     To keep the adapter, save it or hold a reference to `model.rein` before this call.
 
@@ -300,14 +397,18 @@ def unwrap(model: Model) -> Model:
     injection = get_injection(model)
     if injection.disabled_by:
         raise WrapError("rein.unwrap was called inside rein.disabled; leave that context first.")
-    # a PeftModel or a compiled model forwards the attributes of the wrapped model inside it
-    owner = next(module for module in model.modules() if module._modules.get(INJECTION) is injection)
+    owner = _owner(model, injection)
     try:
         injection.undo(owner)
     except BaseException:  # Ctrl-C in the middle
         injection.undo(owner)
         raise
     return model
+
+
+def _owner(model: nn.Module, injection: Injection) -> nn.Module:
+    """The wrapped model in `model`: a PeftModel or a compiled model forwards the attributes of the wrapped model inside it."""
+    return next(module for module in model.modules() if module._modules.get(INJECTION) is injection)
 
 
 @contextmanager
@@ -348,7 +449,7 @@ def get_injection(model: nn.Module) -> Injection:
                 raise WrapError(f"this {type(model).__name__} is not wrapped, but its {name} is; pass its .{name}.")
         raise WrapError(f"this {type(model).__name__} is not wrapped; call rein.wrap(model) first.")
     adapter = getattr(model, ADAPTER, None)
-    if adapter is not injection.hooks[0].adapter:
+    if adapter is not injection.adapter:
         raise WrapError(
             f"model.{ADAPTER} was replaced by a {type(adapter).__name__}; expected the adapter of rein.wrap, which the blocks use. "
             f"To change the adapter's values, use rein.load; call peft without modules_to_save=[{ADAPTER!r}]."
@@ -361,11 +462,18 @@ def is_wrapped(model: Any) -> bool:
     return isinstance(getattr(model, INJECTION, None), Injection)
 
 
+def _refuse_inference_mode() -> None:
+    if torch.is_inference_mode_enabled():
+        raise WrapError(
+            "rein.wrap was called inside torch.inference_mode(), where an adapter could not be trained; call it outside."
+        )
+
+
 def _refuse_wrapped(model: nn.Module) -> None:
     if is_wrapped(model):
         raise WrapError(
             f"this {type(model).__name__} is already wrapped; rein.load(model, file) replaces its adapter, "
-            "rein.unwrap(model) removes it."
+            "rein.wrap(model, config, name=...) adds another, rein.unwrap(model) removes it."
         )
     for name, module in model.named_modules():
         if any(isinstance(hook, BlockHook) for hook in module._forward_hooks.values()):

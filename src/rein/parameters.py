@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,24 +14,27 @@ from rein import backbones
 from rein.adapter import ReinAdapter
 from rein.errors import InputError
 from rein.injection import ADAPTER, INJECTION, get_injection, warn_if_frozen_by_peft
+from rein.named_adapters import NamedAdapters
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Result of `summary`; `print` shows it in five lines.
+    """Result of `summary`; `print` shows it in five lines, and one more if the adapters have names.
 
     Attributes:
         backbone: timm's name of the architecture, or the class name of other models.
         num_layers: number of adapted blocks, L.
         widths: distinct widths C of the blocks, in order.
         num_prefix_tokens: distinct numbers of prefix tokens of the blocks, in order.
-        adapter_parameters: number of parameters of the adapter.
+        adapter_parameters: number of parameters of the adapter, or of all named ones together.
         trainable_parameters: number of parameters with `requires_grad`, including the adapter's.
         total_parameters: number of all parameters, including the adapter's.
         trains: names of the modules and parameters that train, as in `model.named_modules()`, with N for each number.
         frozen: names of those that are frozen.
+        adapters: number of parameters of each named adapter, by name; empty if the adapter has no name.
+        active: name of the active adapter; None if it has no name.
     """
 
     backbone: str
@@ -43,6 +46,8 @@ class Summary:
     total_parameters: int
     trains: tuple[str, ...]
     frozen: tuple[str, ...]
+    adapters: Mapping[str, int] = field(default_factory=dict, hash=False)
+    active: str | None = None
 
     @property
     def trainable_fraction(self) -> float:
@@ -52,12 +57,13 @@ class Summary:
     def __str__(self) -> str:
         widths = ", ".join(map(str, self.widths))
         prefix = ", ".join(map(str, self.num_prefix_tokens))
+        named = [f"{name}{' (active)' if name == self.active else ''} {count:,}" for name, count in self.adapters.items()]
         return (
             f"{self.backbone}: {self.num_layers} adapted blocks of width {widths}, {prefix} prefix tokens\n"
             f"adapter   {self.adapter_parameters:>13,} parameters\n"
             f"trainable {self.trainable_parameters:>13,} parameters, {self.trainable_fraction:.2%} of {self.total_parameters:,}\n"
             f"trains    {', '.join(self.trains) or 'nothing'}\n"
-            f"frozen    {', '.join(self.frozen) or 'nothing'}"
+            f"frozen    {', '.join(self.frozen) or 'nothing'}" + (f"\nadapters  {', '.join(named)}" if named else "")
         )
 
 
@@ -71,17 +77,25 @@ def summary(model: nn.Module) -> Summary:
     injection.freeze_modes()
     blocks = injection.blocks
     parameters = list(model.parameters())
+    adapter = injection.adapter
+    named = adapter if isinstance(adapter, NamedAdapters) else None
     return Summary(
         backbone=backbones.architecture(model),
         num_layers=len(blocks),
         widths=tuple(dict.fromkeys(block.width for block in blocks)),
         num_prefix_tokens=tuple(dict.fromkeys(block.num_prefix_tokens for block in blocks)),
-        adapter_parameters=sum(p.numel() for p in getattr(model, ADAPTER).parameters()),
+        adapter_parameters=_count(adapter),
         trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
         total_parameters=sum(p.numel() for p in parameters),
         trains=_without_numbers(_names(model, True)),
         frozen=_without_numbers(_names(model, False)),
+        adapters={} if named is None else {name: _count(named[name]) for name in named},
+        active=None if named is None else named.active_name,
     )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _without_numbers(names: Iterable[str]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import torch
@@ -24,8 +24,9 @@ from rein.images import (
     default_palette,
     to_tensor,
 )
-from rein.injection import ADAPTER, get_injection, is_wrapped
+from rein.injection import ADAPTER, get_adapter, get_injection, is_wrapped
 from rein.modes import eval_mode
+from rein.named_adapters import adapters_in_use
 
 Size = tuple[int, int]
 _WINDOW = 512  # side in pixels of sliding windows
@@ -158,7 +159,9 @@ class Segmenter(nn.Module):
         if exported or not torch.is_grad_enabled() or not is_wrapped(self.backbone):
             return output
         # FSDP2 needs no gradient for the parameters that it shards, which have another type
-        parameters = [p for p in getattr(self.backbone, ADAPTER).parameters() if p.requires_grad and type(p) is nn.Parameter]
+        adapters = adapters_in_use(getattr(self.backbone, ADAPTER))
+        every = chain.from_iterable(adapter.parameters() for adapter in adapters)
+        parameters = [parameter for parameter in every if parameter.requires_grad and type(parameter) is nn.Parameter]
         if not parameters:
             return output
         empty = torch.cat([parameter.flatten()[:0] for parameter in parameters])  # the sum of no numbers is 0, also beside a NaN
@@ -279,7 +282,7 @@ class Segmenter(nn.Module):
             raise InputError(
                 f"head is a {name}, expected a class of rein.heads; save the head's state_dict() and call rein.save for the adapter."
             )
-        adapter = getattr(self.backbone, ADAPTER) if is_wrapped(self.backbone) else None
+        adapter = get_adapter(self.backbone) if is_wrapped(self.backbone) else None
         tensors = {f"head.{key}": value for key, value in self.head.state_dict().items()}
         if adapter is not None:
             tensors |= {f"{ADAPTER}.{key}": value for key, value in adapter.state_dict().items()}

@@ -42,6 +42,11 @@ class StagewiseAdapter(nn.Module):
         """Index of the stage that contains `layer`, both from 0."""
         return self._index[layer][0]
 
+    def locate(self, layer: int) -> tuple[ReinAdapter, int]:
+        """The stage's adapter that refines `layer`, and the index of the layer in it."""
+        stage, layer = self._index[layer]
+        return self._stages()[stage], layer
+
     def no_decay_parameters(self) -> list[nn.Parameter]:
         """The parameters without weight decay in the authors' recipe: the tokens and s of every stage."""
         return [parameter for stage in self._stages() for parameter in stage.no_decay_parameters()]
