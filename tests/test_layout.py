@@ -23,12 +23,14 @@ LAYERS = {
     "refinement": 1,
     "adapter": 1,
     "stagewise": 1,
+    "named_adapters": 1,
     "heads": 1,
     "backbones": 2,
     "other_adapters": 2,
     "images": 2,
     "injection": 3,
     "parameters": 3,
+    "routing": 3,
     "checkpoint": 4,
     "segmenter": 4,
     "catalogue": 4,
@@ -50,7 +52,10 @@ ALLOWED = {
     "checkpoint": {"torch", "safetensors"},
     "cli": set(),
 }
-ALLOWED |= {module: {"torch"} for module in ("refinement", "stagewise", "modes", "injection", "parameters", "segmenter")}
+ALLOWED |= {
+    module: {"torch"}
+    for module in ("refinement", "stagewise", "named_adapters", "routing", "modes", "injection", "parameters", "segmenter")
+}
 ALLOWED["remote"] = {"huggingface_hub"}
 ALLOWED["hub"] = {"torch", "timm"}
 ALLOWED["images"] = {"torch", "numpy", "PIL"}
@@ -196,9 +201,8 @@ sys.exit(main(["demo"]))
 
 def test_the_public_names_are_the_promised_ones():
     promised = "wrap unwrap disabled save load summary param_groups ReinConfig ReinAdapter Segmenter heads ReinError"
-    promised += (
-        " InputError UnsupportedBackboneError WrapError CheckpointError MissingExtraError DivergedError push_to_hub __version__"
-    )
+    promised += " routed push_to_hub"
+    promised += " InputError UnsupportedBackboneError WrapError CheckpointError MissingExtraError DivergedError __version__"
     assert sorted(rein.__all__) == sorted(promised.split())
     assert all(hasattr(rein, name) for name in rein.__all__)
 

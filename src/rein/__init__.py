@@ -28,6 +28,7 @@ from rein.errors import (
 from rein.hub import push_to_hub
 from rein.injection import disabled, unwrap, wrap
 from rein.parameters import param_groups, summary
+from rein.routing import routed
 from rein.segmenter import Segmenter
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "load",
     "param_groups",
     "push_to_hub",
+    "routed",
     "save",
     "summary",
     "unwrap",

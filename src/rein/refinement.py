@@ -209,7 +209,7 @@ def apply_folded(x: Tensor, dtype: torch.dtype, num_prefix_tokens: int, folded: 
     features = flat.to(dtype)
     same = dtype == x.dtype  # otherwise addmm would round the residual to the autocast dtype
     if inner:
-        coefficients = _coefficients(features, inner)[-1]
+        coefficients = inner_products(features, inner)[-1]
         out = torch.addmm(flat, coefficients, values) if same else coefficients @ values
     else:  # raw similarity: the only factor is the bias
         out = flat + values if same else values.expand_as(flat)
@@ -229,7 +229,7 @@ def write_folded(x: Tensor, dtype: torch.dtype, num_prefix_tokens: int, folded: 
     features = flat.to(dtype)
     result = x.new_empty(x.shape)
     out = result.view(flat.shape)
-    coefficients = _coefficients(features, inner)[-1] if inner else None  # None with the raw similarity
+    coefficients = inner_products(features, inner)[-1] if inner else None  # None with the raw similarity
     if dtype == x.dtype:
         torch.add(flat, values, out=out) if coefficients is None else torch.addmm(flat, coefficients, values, out=out)
         out.addmm_(features, weight.mT)
@@ -241,7 +241,7 @@ def write_folded(x: Tensor, dtype: torch.dtype, num_prefix_tokens: int, folded: 
     return result
 
 
-def _coefficients(features: Tensor, inner: Sequence[Tensor]) -> list[Tensor]:
+def inner_products(features: Tensor, inner: Sequence[Tensor]) -> list[Tensor]:
     """The products of the features with the factors, one after the other: f B^T / sqrt(C), S, S mix; with full tokens S only."""
     if len(inner) == 1:
         return [(features @ inner[0]).softmax(-1)]
@@ -312,7 +312,7 @@ def _gradients(
     if not inner:
         grad_factors = [g.sum(0)]
     else:
-        coefficients = _coefficients(features, inner)
+        coefficients = inner_products(features, inner)
         grad_factors = [coefficients[-1].mT @ g]
         grad_inner = g @ values.mT
         if len(inner) == 3:
