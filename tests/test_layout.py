@@ -32,6 +32,7 @@ LAYERS = {
     "parameters": 3,
     "routing": 3,
     "checkpoint": 4,
+    "merging": 4,
     "segmenter": 4,
     "catalogue": 4,
     "official": 4,
@@ -54,7 +55,17 @@ ALLOWED = {
 }
 ALLOWED |= {
     module: {"torch"}
-    for module in ("refinement", "stagewise", "named_adapters", "routing", "modes", "injection", "parameters", "segmenter")
+    for module in (
+        "refinement",
+        "stagewise",
+        "named_adapters",
+        "routing",
+        "merging",
+        "modes",
+        "injection",
+        "parameters",
+        "segmenter",
+    )
 }
 ALLOWED["remote"] = {"huggingface_hub"}
 ALLOWED["hub"] = {"torch", "timm"}
@@ -201,7 +212,7 @@ sys.exit(main(["demo"]))
 
 def test_the_public_names_are_the_promised_ones():
     promised = "wrap unwrap disabled save load summary param_groups ReinConfig ReinAdapter Segmenter heads ReinError"
-    promised += " routed push_to_hub"
+    promised += " routed merge push_to_hub"
     promised += " InputError UnsupportedBackboneError WrapError CheckpointError MissingExtraError DivergedError __version__"
     assert sorted(rein.__all__) == sorted(promised.split())
     assert all(hasattr(rein, name) for name in rein.__all__)

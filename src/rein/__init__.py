@@ -27,6 +27,7 @@ from rein.errors import (
 )
 from rein.hub import push_to_hub
 from rein.injection import disabled, unwrap, wrap
+from rein.merging import merge
 from rein.parameters import param_groups, summary
 from rein.routing import routed
 from rein.segmenter import Segmenter
@@ -46,6 +47,7 @@ __all__ = [
     "disabled",
     "heads",
     "load",
+    "merge",
     "param_groups",
     "push_to_hub",
     "routed",
