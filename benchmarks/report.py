@@ -126,6 +126,23 @@ def scaling(content: dict) -> str:
     )
 
 
+def routing(content: dict) -> str:
+    """Cost of several adapters in one batch, and of one pass per adapter, over one adapter."""
+    lines = []
+    for (model, size, batch), found in pivot(content["rows"], ("model", "size", "batch"), "form").items():
+        by_count = pivot(
+            (row for row in content["rows"] if (row["model"], row["size"], row["batch"]) == (model, size, batch)),
+            ("adapters",),
+            "form",
+        )
+        for (count,), forms in by_count.items():
+            if "routed" in forms:
+                time = f"{1000 * found['one']['seconds']:.0f} ms"
+                passes = cost(forms["split"]) if "split" in forms else ""
+                lines.append([short_name(model), shape(size, batch), time, count, cost(forms["routed"]), passes])
+    return markdown(["backbone", "pixels, images", "one adapter", "adapters", "routed", "one pass per adapter"], lines)
+
+
 def recipe(content: dict) -> str:
     """The paper's cost table."""
     lines = []
@@ -305,6 +322,7 @@ TABLES = {
     "throughput": throughput,
     "headline": headline,
     "scaling": scaling,
+    "routing": routing,
     "recipe": recipe,
     "data": data,
     "depth": depth,

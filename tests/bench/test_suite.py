@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as suite
-from benchmarks import forms, recipe, report, scaling, summary, throughput, timing
+from benchmarks import forms, recipe, report, routing, scaling, summary, throughput, timing
 from benchmarks.options import Options
 from rein.dgss.evaluation.results import Result, write_results
 
@@ -251,6 +251,31 @@ def test_every_curve_has_a_plot(tmp_path, monkeypatch):
     report.plots(tmp_path)
     assert (tmp_path / "throughput-some-machine.png").stat().st_size > 5000
     assert (tmp_path / "scaling-some-machine.png").stat().st_size > 5000
+
+
+def test_routing_is_compared_with_one_adapter_and_has_a_table():
+    rows = list(suite.rows_of("routing", TINY))
+    assert [(row["form"], row["adapters"]) for row in rows] == [
+        ("bare", 0),
+        ("one", 1),
+        ("routed", 1),
+        ("routed", 2),
+        ("split", 2),
+    ]
+    assert rows[1]["cost_percent_quartiles"] == [0.0, 0.0, 0.0]
+    table = report.routing({"rows": rows}).splitlines()
+    assert [line.split(" | ")[3] for line in table[2:]] == ["1", "2"]
+
+
+def test_routed_and_split_batches_of_the_routing_benchmark_are_the_same_work():
+    model, images = routing.adapted("test_vit", 32, 2, TINY), torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        for name in model.rein:
+            model.rein[name].scale.fill_(0.5)
+    passes, together = routing.split(model, images, 2), routing.routed(model, images, 2)
+    assert not torch.allclose(together, routing.one(model, images), atol=1e-2)
+    for number in range(2):
+        assert torch.allclose(together[number::2], passes[number], atol=1e-4)
 
 
 def test_the_suite_runs_as_a_command_without_a_gpu():
