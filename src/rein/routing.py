@@ -138,13 +138,14 @@ def _apply_stacked(x: Tensor, dtype: torch.dtype, num_prefix_tokens: int, folded
     tokens = x.reshape(len(x), -1, x.shape[-1])
     features = tokens.to(dtype)
     same = dtype == x.dtype  # otherwise the products would round the residual to the autocast dtype
-    if inner:
-        coefficients = inner_products(features, inner)[-1]
-        out = torch.baddbmm(tokens, coefficients, values) if same else coefficients @ values
-    else:  # raw similarity: the only factor is the bias
-        out = tokens + values[:, None] if same else values[:, None].expand_as(tokens)
-    out = torch.baddbmm(out, features, folded.weight.mT)
-    out = (out if same else tokens + out).to(x.dtype).reshape(x.shape)
+    coefficients = inner_products(features, inner)[-1] if inner else None  # None with the raw similarity: its factor is the bias
+    if same:
+        out = tokens + values[:, None] if coefficients is None else torch.baddbmm(tokens, coefficients, values)
+        out.baddbmm_(features, folded.weight.mT)
+    else:
+        delta = values[:, None] if coefficients is None else coefficients @ values
+        out = tokens + torch.baddbmm(delta, features, folded.weight.mT)
+    out = out.to(x.dtype).reshape(x.shape)
     if num_prefix_tokens:
         out[..., :num_prefix_tokens, :] = x[..., :num_prefix_tokens, :]
     return out
