@@ -23,7 +23,7 @@ def test_every_method_is_evaluated_in_every_domain_and_the_table_states_it():
 def test_only_what_the_method_tunes_changes():
     images, distances = depth.streets("day", range(2))
     for name in ("frozen", "rein"):
-        segmenter, optimizer = depth.build(name, seed=0)
+        segmenter, optimizer = depth.build(name, seed=0, rate=1e-3)
         before = {key: value.clone() for key, value in segmenter.state_dict().items()}
         depth.fit(segmenter, optimizer, images, distances, 2, torch.Generator().manual_seed(0))
         changed = {
@@ -34,12 +34,24 @@ def test_only_what_the_method_tunes_changes():
 
 def test_the_loss_falls_and_is_the_same_for_the_same_seed():
     images, distances = depth.streets("day", range(2))
-    losses = []
+    losses: list = []
     for _ in range(2):
-        segmenter, optimizer = depth.build("frozen", seed=0)
+        segmenter, optimizer = depth.build("frozen", seed=0, rate=1e-3)
         losses.append(depth.fit(segmenter, optimizer, images, distances, 12, torch.Generator().manual_seed(0)))
     assert losses[0] == losses[1]
     assert sum(losses[0][-3:]) < 0.8 * sum(losses[0][:3])
+
+
+def test_the_rate_is_the_one_with_the_lowest_error_on_held_out_streets_by_day(monkeypatch):
+    asked = []
+    monkeypatch.setattr(depth, "train", lambda name, seed, rate, options: (rate, 0.0))
+    monkeypatch.setattr(depth, "streets", lambda domain, seeds: (asked.append((domain, seeds)) or domain, seeds))
+    monkeypatch.setattr(depth, "evaluate", lambda rate, images, truth: {"abs_rel": abs(rate - 1e-3)})
+    depth.choose_rate.cache_clear()
+    assert depth.choose_rate("rein", Options()) == 1e-3
+    assert asked == [("day", depth.scene_seeds("val", 4))]
+    assert depth.choose_rate("frozen", Options()) == depth.HEAD_RATE
+    depth.choose_rate.cache_clear()
 
 
 def test_crops_of_image_and_depth_stay_aligned():
