@@ -46,9 +46,9 @@ def test_the_rate_is_the_one_with_the_lowest_error_on_held_out_streets_by_day(mo
     asked = []
     monkeypatch.setattr(depth, "train", lambda name, seed, rate, options: (rate, 0.0))
     monkeypatch.setattr(depth, "streets", lambda domain, seeds: (asked.append((domain, seeds)) or domain, seeds))
-    monkeypatch.setattr(depth, "evaluate", lambda rate, images, truth: {"abs_rel": abs(rate - 1e-3)})
+    monkeypatch.setattr(depth, "evaluate", lambda rate, images, truth: {"abs_rel": abs(rate - depth.RATES[1])})
     depth.choose_rate.cache_clear()
-    assert depth.choose_rate("rein", Options()) == 1e-3
+    assert depth.choose_rate("rein", Options()) == depth.RATES[1]
     assert asked == [("day", depth.scene_seeds("val", 4))]
     assert depth.choose_rate("frozen", Options()) == depth.HEAD_RATE
     depth.choose_rate.cache_clear()
