@@ -77,9 +77,7 @@ class DepthHead(Head):
     def _check_settings(num_bins: Any, depth_range: Any, scale_invariance: Any, decoder: Any, settings: Any) -> None:
         if type(num_bins) is not int or not 2 <= num_bins <= 255:
             raise InputError(f"num_bins is {num_bins!r}; it must be an integer from 2 to 255.")
-        numbers = list(depth_range) if isinstance(depth_range, Sequence) and not isinstance(depth_range, str) else []
-        if len(numbers) != 2 or not all(map(_is_number, numbers)) or not 0 < numbers[0] < numbers[1] < math.inf:
-            raise InputError(f"depth_range is {depth_range!r}; it must be two finite numbers above 0, the smaller one first.")
+        check_depth_range(depth_range)
         if not _is_number(scale_invariance) or not 0 <= scale_invariance <= 1:
             raise InputError(f"scale_invariance is {scale_invariance!r}; it must be a number from 0 to 1.")
         if not isinstance(decoder, str) or decoder not in _DECODERS:
@@ -139,6 +137,13 @@ class DepthHead(Head):
         square, mean = (each.sum(1) / count.clamp(min=1) for each in (error**2, error))
         loss: Tensor = (square - self.settings["scale_invariance"] * mean**2).sum() / (count > 0).sum().clamp(min=1)
         return loss
+
+
+def check_depth_range(depth_range: Any) -> None:
+    """Raise InputError unless `depth_range` is two finite numbers above 0, the smaller one first."""
+    numbers = list(depth_range) if isinstance(depth_range, Sequence) and not isinstance(depth_range, str) else []
+    if len(numbers) != 2 or not all(map(_is_number, numbers)) or not 0 < numbers[0] < numbers[1] < math.inf:
+        raise InputError(f"depth_range is {depth_range!r}; it must be two finite numbers above 0, the smaller one first.")
 
 
 def _is_number(value: Any) -> bool:

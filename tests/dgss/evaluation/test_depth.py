@@ -77,7 +77,7 @@ def test_wrong_arguments_are_refused(arguments, message):
         DepthErrors().update(*arguments)
 
 
-@pytest.mark.parametrize("depth_range", [(0, 80), (80, 1), (1, math.inf)])
+@pytest.mark.parametrize("depth_range", [(0, 80), (80, 1), (1, math.inf), 80, ("1", "80")])
 def test_a_wrong_range_is_refused(depth_range):
     with pytest.raises(InputError, match="it must be two finite numbers above 0"):
         DepthErrors(depth_range)

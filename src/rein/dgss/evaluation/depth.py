@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from rein.errors import InputError
+from rein.heads.depth import check_depth_range
 
 
 class DepthErrors:
@@ -19,13 +19,14 @@ class DepthErrors:
 
     Attributes:
         images: number of images that were counted.
+
+    Raises:
+        InputError: `depth_range` is not two finite numbers above 0, the smaller one first.
     """
 
     def __init__(self, depth_range: Sequence[float] = (1e-3, 80.0)) -> None:
-        nearest, farthest = depth_range
-        if not 0 < nearest < farthest < math.inf:
-            raise InputError(f"depth_range is {depth_range!r}; it must be two finite numbers above 0, the smaller one first.")
-        self.nearest, self.farthest = nearest, farthest
+        check_depth_range(depth_range)
+        self.nearest, self.farthest = depth_range
         self.images = 0
         self._totals = torch.zeros(3, dtype=torch.float64)
 
