@@ -30,7 +30,7 @@ import torch
 import rein
 from benchmarks.options import Options, Parts
 
-NAMES = ("params", "throughput", "memory", "scaling", "routing", "files", "data", "recipe", "depth", "int8")
+NAMES = ("params", "throughput", "memory", "plan", "scaling", "routing", "files", "data", "recipe", "depth", "int8")
 
 
 def machine(device: str) -> dict:

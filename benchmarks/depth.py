@@ -21,7 +21,8 @@ from rein.dgss.data.datasets.generated import scene_seeds
 from rein.dgss.evaluation.depth import DepthErrors
 
 METHODS = {"frozen": "freeze", "rein": "rein", "full": "full"}  # name in the table -> method of `rein.dgss.methods`
-HEAD_RATE, RATES, SEARCH_SEED = 3e-3, (3e-3, 3e-4), 100
+HEAD_RATE, RATES, SEARCH_SEED = 3e-3, (3e-3, 1e-3, 3e-4), 100
+TEST_SEED = 7  # of the test streets: others than those that were looked at while this benchmark was made
 SIZE, CROP, BATCH = (128, 256), 96, 4
 DEPTH_RANGE = (2.0, 80.0)  # metres
 
@@ -41,7 +42,7 @@ def rows(name: str, seed: int, options: Options) -> Iterator[dict]:
     facts = {"method": name, "seed": seed, "steps": _steps(options), "streets": _streets(options), "tuned_parameters": tuned}
     facts |= {"head_rate": HEAD_RATE, "rate": rate, "loss": round(loss, 4)}
     for domain in scenes.DOMAINS:
-        errors = evaluate(segmenter, *streets(domain, scene_seeds("test", options.choose(1, 4, 8))))
+        errors = evaluate(segmenter, *streets(domain, scene_seeds("test", options.choose(1, 4, 24), TEST_SEED)))
         yield {**facts, "domain": domain} | {key: round(value, 4) for key, value in errors.items()}
 
 
@@ -50,7 +51,7 @@ def choose_rate(name: str, options: Options) -> float:
     """The learning rate of what trains in the backbone; that of the head, if nothing does."""
     if name == "frozen":
         return HEAD_RATE
-    held_out = streets("day", scene_seeds("val", options.choose(1, 4, 6)))
+    held_out = streets("day", scene_seeds("val", options.choose(1, 4, 16)))
 
     def error(rate: float) -> float:
         return evaluate(train(name, SEARCH_SEED, rate, options)[0], *held_out)["abs_rel"]
@@ -69,11 +70,11 @@ def train(name: str, seed: int, rate: float, options: Options) -> tuple[rein.Seg
 
 
 def _steps(options: Options) -> int:
-    return options.choose(1, 40, 100)
+    return options.choose(1, 40, 400)
 
 
 def _streets(options: Options) -> int:
-    return options.choose(2, 32, 60)
+    return options.choose(2, 32, 200)
 
 
 def build(name: str, seed: int, rate: float) -> tuple[rein.Segmenter, torch.optim.Optimizer]:
@@ -131,7 +132,7 @@ def evaluate(segmenter: rein.Segmenter, images: Tensor, depth: Tensor) -> dict[s
     return errors.means()
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def streets(domain: str, seeds: range) -> tuple[Tensor, Tensor]:
     """Normalised images (N, 3, H, W) and depth (N, H, W) of the streets with these seeds."""
     rendered = [scenes.render(seed, domain, SIZE) for seed in seeds]

@@ -22,7 +22,7 @@ from benchmarks.summary import markdown, with_range
 
 ROOT = Path(__file__).parent.parent
 RESULTS, IMAGES = ROOT / "benchmarks/results", ROOT / "docs/images"
-TEXTS = (ROOT / "README.md", ROOT / "benchmarks/README.md")
+TEXTS = (ROOT / "README.md", ROOT / "benchmarks/README.md", ROOT / "docs/deployment.md")
 MARK = re.compile(r"(<!-- benchmarks: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -141,6 +141,16 @@ def routing(content: dict) -> str:
                 passes = cost(forms["split"]) if "split" in forms else ""
                 lines.append([short_name(model), shape(size, batch), time, count, cost(forms["routed"]), passes])
     return markdown(["backbone", "pixels, images", "one adapter", "adapters", "routed", "one pass per adapter"], lines)
+
+
+def plan(content: dict) -> str:
+    """The estimate of `rein plan` beside the measured peak."""
+    lines = []
+    for row in content["rows"]:
+        what = f"{row['crop']} x {row['crop']}, {row['batch']}, {row['precision']}"
+        sizes = [f"{row[key] / 1e9:.3f} GB" for key in ("estimated_bytes", "peak_bytes")]
+        lines.append([row["case"], what, *sizes, f"{row['error_percent']:+.1f} %"])
+    return markdown(["configuration", "crop, images, precision", "estimate", "measured peak", "error"], lines)
 
 
 def recipe(content: dict) -> str:
@@ -323,6 +333,7 @@ TABLES = {
     "headline": headline,
     "scaling": scaling,
     "routing": routing,
+    "plan": plan,
     "recipe": recipe,
     "data": data,
     "depth": depth,
@@ -345,8 +356,8 @@ def updated(path: Path) -> str:
 
     def fill(match: re.Match) -> str:
         table = render(match[2])
-        if path.parent.name == "benchmarks":
-            table = table.replace("](benchmarks/", "](")
+        if path.parent != ROOT:
+            table = table.replace("](benchmarks/", "](" if path.parent.name == "benchmarks" else "](../benchmarks/")
         return f"{match[1]}{table}{match[3]}"
 
     return MARK.sub(fill, path.read_text(encoding="utf-8"))

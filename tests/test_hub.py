@@ -161,6 +161,18 @@ def test_an_adapter_comes_back_from_the_hub(hub):
     assert hub.messages == ["first"]
 
 
+def test_one_of_several_adapters_is_uploaded_by_its_name(hub):
+    model, images = pocket_vit(), torch.rand(1, 3, 32, 32)
+    for name in ("day", "night"):
+        rein.wrap(model, SMALL, name=name)
+    amplify_adapter(model)
+    address = rein.push_to_hub(model, "me/night", name="night")
+    with model.rein.active("night"):
+        assert torch.equal(rein.load(pocket_vit(), address)(images), model(images))
+    with pytest.raises(rein.InputError, match="a segmenter is uploaded with its active adapter"):
+        rein.push_to_hub(rein.Segmenter(model, rein.heads.LinearHead(144, 2)), "me/night", name="night")
+
+
 def test_a_revision_stays_what_it_was(hub):
     first = segmenter()
     old = rein.push_to_hub(first, "me/streets", revision="v1")

@@ -93,6 +93,7 @@ DGSS_LAYERS = {
     "prediction": 3,
     "training": 4,
     "commands": 5,
+    "planning": 5,
     "demo": 6,
 }
 

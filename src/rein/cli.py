@@ -160,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_backbones,
         _add_info,
         _add_export,
+        _add_plan,
         _add_convert,
     ):
         add(commands)
@@ -310,6 +311,32 @@ def _export(options: argparse.Namespace) -> int:
     shapes = ", ".join(" x ".join(map(str, shape)) for shape in done.shapes)
     print(f"largest difference from the segmenter: {done.difference:.1e}, of logits up to {done.scale:.1f}; images {shapes}")
     return 0
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="state what memory a run needs on each device, and the largest batch, without weights or a GPU",
+        description="Count the memory of a training step on tensors without values: weights, gradients, optimizer state and "
+        "activations, with and without gradient checkpointing, with DDP and with FSDP2; and the largest batch that fits. The exit "
+        "code is 1 if the run does not fit. Downloads nothing.",
+        formatter_class=_HelpWithDefaults,
+    )
+    plan.add_argument("recipe", metavar="RECIPE", help="name of a recipe, or a configuration file")
+    plan.add_argument("--devices", type=_positive, default=1, metavar="N", help="number of devices")
+    plan.add_argument("--memory", type=float, default=80, metavar="GB", help="memory of each device, in 10^9 bytes")
+    plan.add_argument("--batch-size", type=_positive, metavar="N", help="images per step and device (default: the recipe's)")
+    plan.add_argument("--crop", type=_positive, metavar="PIXELS", help="side of the crops (default: the recipe's)")
+    plan.set_defaults(run=_plan)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    require("lightning", "train")
+    from rein.dgss.planning import plan
+
+    found = plan(options.recipe, devices=options.devices, memory=options.memory, batch=options.batch_size, crop=options.crop)
+    print(found)
+    return 0 if found.fits else 1
 
 
 def _add_backbones(commands: Any) -> None:

@@ -25,6 +25,7 @@ def push_to_hub(
     model: nn.Module,
     repository: str,
     *,
+    name: str | None = None,
     private: bool = False,
     revision: str | None = None,
     license: str | None = None,
@@ -38,6 +39,7 @@ def push_to_hub(
     Args:
         model: a `Segmenter`, or a model that `rein.wrap` has wrapped.
         repository: `owner/name`.
+        name: which adapter, if the model has several; None is the active one.
         private: create a private repository; an existing one stays as it is.
         revision: branch to write to, which is created if it does not exist; None means the main one.
         license: license of the uploaded file, such as `mit`; None means that of the backbone's weights, if the file states it.
@@ -47,20 +49,25 @@ def push_to_hub(
         The address of this upload for `rein.load` and `Segmenter.load`, `hf://owner/name@commit`.
 
     Raises:
-        InputError: `repository` does not have the form `owner/name`, or the segmenter cannot be saved.
+        InputError: `repository` does not have the form `owner/name`, no adapter has this name, or the segmenter cannot be saved.
         WrapError: the model is neither a segmenter nor wrapped.
         CheckpointError: the hub refuses the upload, or cannot be reached.
         MissingExtraError: huggingface_hub is not installed.
     """
     if not remote.is_repository(repository):
         raise InputError(f"repository is {one_line(repr(repository))}; expected 'owner/name', such as 'me/streets-night'.")
+    if name is not None and isinstance(model, Segmenter):
+        raise InputError(
+            f"name is {one_line(repr(name))}, but a segmenter is uploaded with its active adapter. Leave the name out, or pass "
+            "segmenter.backbone."
+        )
     hub = require("huggingface_hub", "hub")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / remote.FILE
         if isinstance(model, Segmenter):
             model.save(path)
         else:
-            checkpoint.save(model, path)
+            checkpoint.save(model, path, name=name)
         header = checkpoint.read(path)[1]
         contents = {remote.FILE: path.read_bytes(), "README.md": model_card(header, repository, license).encode()}
     try:

@@ -283,11 +283,23 @@ class Mask2FormerHead(Head):
         """The weighted terms of the loss: `loss_cross_entropy`, `loss_mask` and `loss_dice` of the last prediction, and the same
         with the suffix `_i` for prediction i of `_decode`.
         """
+        present = [each.unique() for each in labels]
+        return self.loss_terms(maps, labels, queries, [classes[classes != IGNORE_LABEL].long() for classes in present])
+
+    def loss_terms(
+        self, maps: Sequence[Tensor], labels: Tensor, queries: Tensor | None, present: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """The terms of `loss` for given classes of each image, on fake tensors, too, which have no values to find them in.
+
+        Args:
+            maps: as in `loss`.
+            labels: as in `loss`.
+            queries: as in `loss`.
+            present: the classes of each image, in increasing order.
+        """
         # the library samples points and matches masks in float32
         predictions = [(classes.float(), masks.float()) for classes, masks in self._decode(maps, queries)]
         self.criterion.empty_weight = self.criterion.empty_weight.float()
-        present = [each.unique() for each in labels]
-        present = [classes[classes != IGNORE_LABEL].long() for classes in present]
         if self.settings["no_object_weight"] == 0 and not any(map(len, present)):  # the weighted mean of weights that are all 0
             return {"none": sum(((c.sum() + m.sum()) * 0 for c, m in predictions), labels.new_zeros((), dtype=torch.float32))}
         targets = [(image == classes[:, None, None]).float() for image, classes in zip(labels, present, strict=True)]
