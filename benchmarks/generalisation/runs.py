@@ -22,7 +22,7 @@ from safetensors import safe_open
 from benchmarks.generalisation import data, trial
 from benchmarks.generalisation.contenders import EVERYONE as CONTENDERS_BY_NAME
 from benchmarks.generalisation.contenders import Contender
-from benchmarks.generalisation.plan import CHOOSING, FIRST_OF_HEAD, FIRST_OF_METHOD, FREEZE, Plan, best_rate, next_rate
+from benchmarks.generalisation.plan import CHOOSING, FIRST_OF_HEAD, FREEZE, Plan, best_rate, next_rate
 from benchmarks.generalisation.trial import Rates
 from rein.dgss.evaluation.comparison import compare
 from rein.dgss.training.task import DivergedError
@@ -180,7 +180,7 @@ class Search:
                 yield contender.name, Rates(head or best, best), seed
 
     def _to_try(self, contender: Contender) -> tuple[float, ...]:
-        first = FIRST_OF_HEAD if contender.head_alone else FIRST_OF_METHOD
+        first = FIRST_OF_HEAD if contender.head_alone else self.plan.first
         tried = self._tried(contender.name)
         if not set(first) <= set(tried):
             return first
