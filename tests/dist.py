@@ -1,4 +1,5 @@
-"""Install the distributions that `make dist` built into empty environments, and use what each extra is for: `make test-dist`.
+"""Run the tests of the source distribution that `make dist` built, install it and the wheel into empty environments, and use what
+each extra is for: `make test-dist`.
 
     python tests/dist.py dist
 
@@ -31,11 +32,14 @@ CODE = {  # extra -> a program that uses it
     "mask2former": "rein.heads.Mask2FormerHead([64] * 4, 3, channels=64)",
     "heads": "rein.heads.DecoderHead([64] * 4, 3)",
     "export": "import onnx, onnxruntime, onnxscript",
+    "int8": "import torchao",
+    "hub": "import huggingface_hub",
+    "video": "import av",
 }
 COMMANDS = {  # extra -> arguments of the `rein` command and the start of what it prints
     "": [
         ("--version", "rein "),
-        ("info adapter.safetensors", "adapter.safetensors: adapter, format 1"),
+        ("info adapter.safetensors", "adapter.safetensors: adapter, format 2"),
         ("backbones test_vit", "test_vit"),
     ],
     "train": [("recipes streets-rein", "# Generated streets"), ("data list", "gtav"), ("fit --help", "usage: rein fit")],
@@ -61,6 +65,7 @@ def main(folder):
     """Check the one wheel and the one source distribution of a folder."""
     (wheel,), (sources,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     check_content(wheel, sources)
+    check_tests(sources)
     for extra in CODE:
         check_install(wheel, extra)
     check_install(sources, "")
@@ -77,6 +82,17 @@ def check_content(wheel, sources):
         inside = [name.partition("/")[2] for name in archive.getnames()]
     assert not set(IN_SOURCES) - set(inside), set(IN_SOURCES) - set(inside)
     assert not [name for name in inside if name.startswith((".venv", "runs", "dist"))]
+
+
+def check_tests(sources):
+    """The source distribution passes its own tests, in this environment."""
+    print(f"{sources.name}: tests", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(sources) as archive:
+            archive.extractall(folder, filter="data")
+        (root,) = Path(folder).iterdir()
+        program = "import sys, pytest; sys.path.insert(0, 'src'); sys.exit(pytest.main(['-q', '-m', 'not sweep and not slow']))"
+        run(sys.executable, "-c", program, cwd=root)
 
 
 def check_install(distribution, extra):

@@ -1,3 +1,8 @@
-"""The one place that knows the version."""
+"""The version of the installed distribution, which comes from the tag in the repository."""
 
-__version__ = "0.1.0"
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("rein-adapter")
+except PackageNotFoundError:  # sources that are not installed
+    __version__ = "0.0.0"

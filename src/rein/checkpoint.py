@@ -626,9 +626,14 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Header]:
 def _how_to_upgrade(metadata: Mapping[str, str]) -> str:
     """What to install for a file of another format version."""
     wrote = re.fullmatch(r'"(\d+\.\d+\.\d+)"', metadata.get("rein_version", ""), re.ASCII)
-    if wrote is None or [*map(int, wrote[1].split("."))] <= [*map(int, __version__.split(".")[:3])]:
+    if wrote is None or _numbers_of(wrote[1]) <= _numbers_of(__version__):
         return "upgrade rein-adapter"
     return f"rein {wrote[1]} wrote it, so run: pip install 'rein-adapter>={wrote[1]}'"
+
+
+def _numbers_of(version: str) -> list[int]:
+    """The numbers with which a version begins."""
+    return [int(number) for number in re.findall(r"\d+", version.partition("dev")[0])]
 
 
 def _is_list(value: Any, entry_type: type) -> bool:
