@@ -22,7 +22,7 @@ from benchmarks.summary import markdown, with_range
 
 ROOT = Path(__file__).parent.parent
 RESULTS, IMAGES = ROOT / "benchmarks/results", ROOT / "docs/images"
-TEXTS = (ROOT / "README.md", ROOT / "benchmarks/README.md", ROOT / "docs/deployment.md")
+TEXTS = (ROOT / "benchmarks/README.md", *(ROOT / "docs" / f"{name}.md" for name in ("deployment", "evidence", "speed")))
 MARK = re.compile(r"(<!-- benchmarks: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

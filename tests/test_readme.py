@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import json
 import re
 from functools import cache
 from pathlib import Path
 
 import pytest
 import timm
+import torch
 from PIL import Image
 
 import rein
@@ -41,10 +43,31 @@ def test_python_blocks_run(text, code, tmp_path, monkeypatch):
     exec(compile(code, f"{text.name}", "exec"), {})
 
 
-def test_the_readme_has_code_blocks_and_starts_with_the_install_line():
-    text = (ROOT / "README.md").read_text()
-    assert len(BLOCKS) >= 2
-    assert "pip install rein-adapter" in text[:900]
+def test_the_readmes_first_screen_has_the_picture_the_install_line_and_the_code():
+    first = "\n".join((ROOT / "README.md").read_text().splitlines()[:32])
+    assert re.search(r"!\[.*\]\(docs/images/demo.png\).*^pip install .*rein.wrap", first, re.DOTALL | re.MULTILINE)
+
+
+def test_the_readme_states_the_demos_figures_as_measured():
+    """The means over seeds that the evidence page has in its table."""
+    table = (ROOT / "docs/evidence.md").read_text()
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[2:] for line in table.splitlines() if line.startswith("| ")}
+    caption = " ".join((ROOT / "README.md").read_text().split())
+    (full_day, _, full_night), (rein_day, _, rein_night) = (rows[name][:3] for name in ("full", "rein"))
+    assert f"full fine-tuning reaches {full_day} mIoU and Rein {rein_day}." in caption
+    assert f"full fine-tuning falls to {full_night}, and Rein keeps {rein_night}." in caption
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    notebook = json.loads((ROOT / "docs/notebook.ipynb").read_text())
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    assert names["loss"].item() < 2.5  # from 2.9, the logarithm of 19 classes
+    assert torch.equal(names["again"].segment(names["night"].image).classes, names["result"].classes)
 
 
 @cache
