@@ -49,7 +49,7 @@ bench: .venv/installed  ## a sample of every benchmark, some minutes: results in
 
 bench-gpu: .venv/installed  ## everything that a GPU can tell, within 45 minutes; the same command goes on after an interruption
 	$(BIN)/python -m pytest -n 0 -m gpu
-	$(BIN)/python -m benchmarks recipe throughput memory scaling data $(AMOUNT) --device $(DEVICE) --dtype bfloat16 \
+	$(BIN)/python -m benchmarks recipe plan throughput memory scaling routing data $(AMOUNT) --device $(DEVICE) --dtype bfloat16 \
 		--resume --minutes 40 --out $(GPU_RESULTS)
 
 docs: .venv/installed  ## the documentation, in docs/_build; a warning is an error

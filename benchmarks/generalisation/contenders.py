@@ -18,6 +18,7 @@ class Contender:
         pretrained: use the backbone's pretrained weights; otherwise random ones.
         about: what the row shows.
         scheduled: average the weights and anneal the weight decay, as in the recipes of SoMA.
+        token_factor: learning rate of Rein's tokens, as a multiple of that of the rest of the adapter.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Contender:
     pretrained: bool = True
     about: str = ""
     scheduled: bool = False
+    token_factor: float = 1.0
 
     @property
     def head_alone(self) -> bool:
@@ -35,7 +37,8 @@ class Contender:
     def facts(self) -> dict[str, Any]:
         """The settings that the results depend on."""
         facts = {"method": self.method, "settings": dict(self.settings), "pretrained": self.pretrained}
-        return {**facts, "scheduled": True} if self.scheduled else facts
+        facts |= {"scheduled": True} if self.scheduled else {}
+        return facts if self.token_factor == 1 else {**facts, "token_factor": self.token_factor}
 
 
 QUERY_DIM = 64  # of the small Mask2Former head
@@ -63,10 +66,18 @@ ABLATIONS = (
         "rein s=0.1", "rein", {**_FREE, "scale_init": 0.1}, about="the authors' initialisation with a scale 100 times as large"
     ),
     Contender("rein raw", "rein", {**_TEXT, "use_softmax": False}, about="similarity without softmax"),
+    Contender("rein fast tokens", "rein", _TEXT, token_factor=10, about="ten times the rate for the tokens"),
     Contender("rein late", "rein", {**_TEXT, "blocks": [4, 5, 6, 7]}, about="in the last half of the blocks only"),
 )
 LINKED = Contender(
     "rein linked", "rein", {"query_dim": QUERY_DIM}, about="the head's queries linked to the tokens, as in the paper"
+)
+FAST_LINKED = Contender(
+    "rein linked, fast tokens",
+    "rein",
+    {"query_dim": QUERY_DIM},
+    token_factor=10,
+    about="linked, with ten times the rate for the tokens",
 )
 FREE = Contender("rein free", "rein", _FREE, about="the head's queries of its own")
 CONTROLS = (
@@ -84,4 +95,6 @@ SCHEDULED = tuple(
     replace(each, name=f"{each.name}, scheduled", about="the same with average and annealed decay", scheduled=True)
     for each in UNSCHEDULED
 )
-EVERYONE = {each.name: each for each in (*CONTENDERS, CORE, *ABLATIONS, LINKED, FREE, *CONTROLS, *UNSCHEDULED, *SCHEDULED)}
+EVERYONE = {
+    each.name: each for each in (*CONTENDERS, CORE, *ABLATIONS, LINKED, FAST_LINKED, FREE, *CONTROLS, *UNSCHEDULED, *SCHEDULED)
+}

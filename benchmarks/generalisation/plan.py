@@ -10,6 +10,7 @@ from benchmarks.generalisation.contenders import (
     CONTROLS,
     CORE,
     EVERYONE,
+    FAST_LINKED,
     FREE,
     LINKED,
     SCHEDULED,
@@ -113,7 +114,7 @@ PLANS = {
         Plan(
             "mask2former",
             STREETS,
-            (*_named(FREEZE, "full", "lora"), LINKED, FREE),
+            (*_named(FREEZE, "full", "lora"), LINKED, FAST_LINKED, FREE),
             head="mask2former",
             about="generated streets, the paper's head, small, with and without the link from tokens to queries",
         ),

@@ -96,6 +96,7 @@ def configuration(
             "adapter_factor": factor,
             "backbone_factor": factor,
             **(schedule(budget.steps) if contender.scheduled else {}),
+            **({} if contender.token_factor == 1 else {"token_factor": contender.token_factor}),
         },
         "data": {
             **data,

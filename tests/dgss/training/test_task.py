@@ -145,6 +145,18 @@ def test_what_a_method_adds_can_have_a_rate_of_its_own():
         Optimization(adapter_factor=0.0)
 
 
+@pytest.mark.parametrize("config", [rein.ReinConfig(num_tokens=6, rank=2), rein.ReinConfig(num_tokens=6, rank=None, share=False)])
+def test_tokens_can_have_a_rate_of_their_own(config):
+    vit = rein.wrap(timm.create_model("test_vit", num_classes=0, dynamic_img_size=True), config)
+    settings = Optimization(lr=1e-3, adapter_factor=0.3, token_factor=10)
+    task = SegmentationTask(rein.Segmenter(vit, rein.heads.LinearHead(64, 2)), NORMALIZE, settings)
+    task.trainer = SimpleNamespace(max_steps=100)
+    groups = task.configure_optimizers()["optimizer"].param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    tokens = {id(p) for p in vit.rein.token_parameters()}
+    assert all(rates[id(p)] == pytest.approx(3e-3 if id(p) in tokens else 3e-4) for p in vit.rein.parameters())
+
+
 def test_prompts_are_not_decayed_as_tokens_are_not():
     vit = methods.apply("vpt", timm.create_model("test_vit", num_classes=0, dynamic_img_size=True))
     task = SegmentationTask(rein.Segmenter(vit, rein.heads.LinearHead(64, 2)), NORMALIZE)

@@ -56,6 +56,7 @@ class Experiment(SegmentationTask):
         seed: seed of random weights and of what a step draws.
         backbone_factor: learning rate of the backbone's own weights where they train, as a multiple of lr; null means the method's,
             0.1 for full.
+        token_factor: learning rate of Rein's tokens, as a multiple of that of the rest of the adapter.
 
     Raises:
         InputError: a name or setting that does not exist; the message lists those that do.
@@ -90,6 +91,7 @@ class Experiment(SegmentationTask):
         backbone_factor: float | None = None,
         final_weight_decay: float | None = None,
         ema_from: int = 0,
+        token_factor: float = 1.0,
     ) -> None:
         check_num_classes(num_classes)  # before the weights are loaded
         chosen = methods.find(method)
@@ -104,6 +106,7 @@ class Experiment(SegmentationTask):
             warmup_factor=warmup_factor,
             final_weight_decay=final_weight_decay,
             ema_from=ema_from,
+            token_factor=token_factor,
         )
         torch.manual_seed(seed)
         model = make_backbone(

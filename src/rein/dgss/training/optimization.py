@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rein.adapter import ReinAdapter
 from rein.errors import InputError
 from rein.parameters import param_groups, split_by_rate
 from rein.segmenter import Segmenter
@@ -34,6 +35,7 @@ class Optimization:
         warmup_factor: learning rates of the first step of the warm-up, as a multiple of the full ones.
         final_weight_decay: weight decay at the end of the run, to which it is annealed by a cosine; None keeps it constant.
         ema_from: number of steps after which the average starts, from the weights of that step. Before, the weights are evaluated.
+        token_factor: learning rate of Rein's tokens, as a multiple of the rate of the rest of the adapter.
 
     Raises:
         InputError: a value out of range.
@@ -49,9 +51,10 @@ class Optimization:
     warmup_factor: float = 1e-6
     final_weight_decay: float | None = None
     ema_from: int = 0
+    token_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        rates = (self.lr, self.backbone_factor, self.adapter_factor)
+        rates = (self.lr, self.backbone_factor, self.adapter_factor, self.token_factor)
         if not (min(rates) > 0 and self.weight_decay >= 0 and self.power >= 0):
             raise InputError(f"got {asdict(self)}; rates must be above 0, weight_decay and power at least 0.")
         if self.warmup_steps < 0 or not 0 < self.warmup_factor <= 1:
@@ -128,6 +131,9 @@ def make_optimizer(
         id(parameter): settings.lr * (settings.backbone_factor if name in backbone_parameters else settings.adapter_factor)
         for name, parameter in segmenter.backbone.named_parameters()
     }
+    for module in segmenter.backbone.modules():
+        if isinstance(module, ReinAdapter):
+            rates |= {id(parameter): rates[id(parameter)] * settings.token_factor for parameter in module.token_parameters()}
     groups = split_by_rate(param_groups(segmenter, settings.lr, settings.weight_decay), rates)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
     schedule = WarmupPolynomialLR(optimizer, steps, settings.power, settings.warmup_steps, settings.warmup_factor)
