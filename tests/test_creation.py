@@ -117,7 +117,7 @@ def test_weights_that_do_not_fit_or_cannot_be_read_are_refused(tmp_path):
         CheckpointError, match="is not a complete safetensors file: .* If it is a PyTorch file, let its name end in"
     ):
         make_backbone("test_vit", False, None, weights=path)
-    with pytest.raises(CheckpointError, match=r"cannot read .*none.safetensors: no such file. Pass the file with"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*none.safetensors: no such file. Pass an existing file"):
         make_backbone("test_vit", False, None, weights=tmp_path / "none.safetensors")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(InputError, match="holds no tensors by name"):

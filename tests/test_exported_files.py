@@ -363,7 +363,7 @@ def test_the_command_writes_a_file_and_states_input_output_and_difference(saved,
     pytest.importorskip("torchao")
     out = tmp_path / "model.pt2"
     assert main(["export", str(saved), str(out), "--normalise", "--argmax", "--int8"]) == 0
-    wrote, images, output, difference = capsys.readouterr().out.splitlines()
+    wrote, images, output, change, difference = capsys.readouterr().out.splitlines()
     assert wrote == f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB"
     assert images == "input images: uint8 (batch, 3, height, width), RGB, 0 to 255"
     assert output == "output classes: uint8 (batch, height, width)"

@@ -19,6 +19,7 @@ LAYERS = {
     "config": 0,
     "files": 1,
     "remote": 1,
+    "resizing": 1,
     "pytorch_files": 1,
     "refinement": 1,
     "adapter": 1,
@@ -58,6 +59,7 @@ ALLOWED |= {
     for module in (
         "refinement",
         "stagewise",
+        "resizing",
         "named_adapters",
         "routing",
         "merging",

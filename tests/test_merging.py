@@ -10,6 +10,7 @@ import rein
 from models import STAGED, build, images
 from rein import checkpoint
 from rein.errors import CheckpointError, InputError
+from rein.testing import tiny_vit
 
 SMALL = {"num_tokens": 6, "rank": 2, "query_dim": 8}
 WEIGHTS = [0.7, -0.4, 1.5]
@@ -253,3 +254,45 @@ def test_the_file_records_the_backbone(write, tmp_path):
     rein.merge(paths, WEIGHTS, tmp_path / "merged.safetensors")
     assert checkpoint.read(tmp_path / "merged.safetensors")[1].backbone == checkpoint.read(paths[0])[1].backbone
     assert [key for key, _ in groupby(rein.load(build("vit"), tmp_path / "merged.safetensors").rein.widths)] == [32]
+
+
+def test_adapters_of_other_weights_or_options_are_refused(tmp_path):
+    config = rein.ReinConfig(**SMALL, use_softmax=False)
+    files = [tmp_path / f"{number}.safetensors" for number in range(4)]
+    for number, settings in enumerate(({}, {}, {"num_heads": 4}, {"patch_size": 16})):
+        torch.manual_seed(number)
+        rein.save(rein.wrap(tiny_vit(**settings), config), files[number])
+    for other, reason in ((files[1], "other weights"), (files[2], "built"), (files[3], "patch_size")):
+        with pytest.raises(InputError, match=f"were trained on different backbones, with {reason}"):
+            rein.merge([files[0], other], [0.5, 0.5], tmp_path / "ab.safetensors", queries=False)
+    assert not (tmp_path / "ab.safetensors").exists()
+
+
+def test_adapters_with_and_without_queries_are_refused_in_either_order(tmp_path):
+    vit = build("vit")
+    rein.wrap(vit, rein.ReinConfig(**SMALL))
+    rein.save(vit, tmp_path / "q.safetensors")
+    tokens = {key: value.clone() for key, value in vit.rein.state_dict().items() if not key.startswith("query")}
+    rein.unwrap(vit)
+    rein.wrap(vit, rein.ReinConfig(**{**SMALL, "query_dim": None})).rein.load_state_dict(tokens)
+    rein.save(vit, tmp_path / "n.safetensors")
+    for names in (("q", "n"), ("n", "q")):
+        files = [tmp_path / f"{name}.safetensors" for name in names]
+        with pytest.raises(InputError, match=r"the mixture of the queries: they have query_dim .* and .*queries=False"):
+            rein.merge(files, [0.5, 0.5], tmp_path / "m.safetensors")
+        rein.merge(files, [0.5, 0.5], tmp_path / "m.safetensors", queries=False)
+        assert checkpoint.read(tmp_path / "m.safetensors")[1].config.query_dim is None
+
+
+@pytest.mark.parametrize(
+    ("files", "weights", "settings", "match"),
+    [
+        (["a"], [10**400], {}, "the weight of a is 1000.*expected a finite number"),
+        ([3], [1], {}, "files has 3; expected paths"),
+        ([["a"]], [1], {}, "files has .*; expected paths"),
+        (["a"], [1], {"queries": "no"}, "queries is 'no'; expected True or False"),
+    ],
+)
+def test_wrong_kinds_of_arguments_are_an_input_error(tmp_path, files, weights, settings, match):
+    with pytest.raises(InputError, match=match):
+        rein.merge(files, weights, tmp_path / "out.safetensors", **settings)

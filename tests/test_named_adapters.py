@@ -409,3 +409,21 @@ def test_hooks_of_the_model_stay_after_adding_an_adapter():
     assert model.rein_injection.hooks is hooks
     assert seen == [1]
     assert all(isinstance(child, nn.Module) for child in model.rein.children())
+
+
+def test_a_segmenter_is_not_saved_with_an_adapter_that_lacks_its_queries(tmp_path):
+    pytest.importorskip("transformers")
+    model = tiny_vit()
+    for name, width in (("q", 64), ("n", None), ("other", 32)):
+        rein.wrap(model, rein.ReinConfig(num_tokens=4, rank=2, query_dim=width), name=name)
+    small = {"channels": 64, "encoder_layers": 1, "decoder_layers": 2, "attention_heads": 2, "num_points": 50}
+    segmenter = rein.Segmenter(model, rein.heads.Mask2FormerHead([32] * 4, 2, **small))
+    segmenter.save(tmp_path / "s.safetensors")
+    before = (tmp_path / "s.safetensors").read_bytes()
+    for name, found in (("n", "query_dim=None"), ("other", "query_dim=32")):
+        model.rein.activate(name)
+        with pytest.raises(
+            InputError, match=rf"uses queries of width 64 of an adapter, and the active one has {found}; expected"
+        ):
+            segmenter.save(tmp_path / "s.safetensors")
+    assert (tmp_path / "s.safetensors").read_bytes() == before

@@ -298,3 +298,27 @@ def test_a_model_without_named_adapters_is_refused():
         pass
     with pytest.raises(WrapError, match="is not wrapped"), rein.routed(build("vit"), ["day"]):
         pass
+
+
+@pytest.mark.parametrize("settings", [{"zero_init": True}, {}])
+def test_a_pass_that_ended_early_leaves_nothing_for_the_next_one(settings):
+    model, x = routed_model(names=("day", "night"), **settings), images(2)
+    with torch.no_grad(), rein.routed(model, ["day", "night"]):
+        model.forward_intermediates(x, indices=[1], intermediates_only=True, stop_early=True)
+        for parameter in model.rein.parameters():
+            parameter.mul_(1.5)
+        found = features(model, x)
+    with torch.no_grad():
+        expected = one_by_one(model, x, ["day", "night"])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_several_windows_in_a_pass_and_unwrap_are_refused_inside_the_context():
+    model = routed_model(names=("day", "night"))
+    segmenter = rein.Segmenter(model, rein.heads.LinearHead([32] * 4, 2))
+    with rein.routed(model, ["day", "night"]):
+        with pytest.raises(InputError, match="window_batch is 2 inside rein.routed"):
+            segmenter.predict(images(1), window=16, stride=16, window_batch=2)
+        with pytest.raises(WrapError, match="unwrap was called inside rein.routed"):
+            rein.unwrap(model)
+    rein.unwrap(model)

@@ -97,6 +97,22 @@ def test_every_kind_of_png_and_jpeg_is_read(serve, kind, mode):
         assert classes.size == (12, 8)
 
 
+def test_a_photograph_is_turned_as_its_exif_entry_says(serve):
+    pixels, exif, content = np.full((16, 24, 3), 200, np.uint8), Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.fromarray(pixels).save(content, "jpeg", exif=exif)
+    status, answer, _ = send(serve(), content.getvalue())
+    assert status == 200
+    with Image.open(io.BytesIO(answer)) as classes:
+        assert classes.size == (16, 24)
+
+
+def test_more_than_eight_bits_are_answered_with_400(serve):
+    content = io.BytesIO()
+    Image.fromarray(np.full((8, 12), 40_000, np.uint16)).save(content, "png")
+    assert send(serve(), content.getvalue())[:2] == (400, b"the image has more than 8 bits; convert it to 8 bits first\n")
+
+
 def test_health_is_answered_and_other_paths_are_not(serve):
     port = serve()
     assert send(port, method="GET", path="/health")[:2] == (200, b"ok\n")

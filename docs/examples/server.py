@@ -22,7 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 Run = Callable[[np.ndarray], np.ndarray]  # uint8 (1, 3, H, W), RGB -> uint8 (1, H, W), classes
 log = logging.getLogger("server")
@@ -180,7 +180,9 @@ def decode(body: bytes, max_pixels: int, min_side: int) -> np.ndarray:
             raise RequestError(413, f"the image has {width} x {height} pixels; at most {max_pixels} in all are accepted")
         if min(width, height) < min_side:
             raise RequestError(400, f"the image has {width} x {height} pixels; each side must have at least {min_side}")
-        return np.asarray(image.convert("RGB"))
+        if image.mode.startswith(("I", "F")):
+            raise RequestError(400, "the image has more than 8 bits; convert it to 8 bits first")
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))  # turned as a telephone says
     except RequestError:
         raise
     except Exception as error:  # Pillow raises many kinds for damaged files

@@ -28,7 +28,7 @@ from rein._version import __version__
 from rein.backbones import BlockInfo, facts
 from rein.config import ReinConfig
 from rein.errors import CheckpointError, InputError, MissingExtraError, UnsupportedBackboneError, one_line
-from rein.files import read_safetensors, reason_of
+from rein.files import MAX_HEADER, read_safetensors, reason_of
 from rein.files import replace_file as replace_file
 from rein.heads import Head
 from rein.images import check_classes, check_normalization, check_palette
@@ -346,14 +346,24 @@ def check_architecture(model: nn.Module, header: Header, path: str | os.PathLike
         )
 
 
-def check_frozen_weights(model: nn.Module, header: Header, path: str | os.PathLike[str]) -> None:
-    """Raise CheckpointError if the weights of the backbone differ from the sample of them in the header."""
+def check_frozen_weights(model: nn.Module, header: Header, path: str | os.PathLike[str], *, built: bool = False) -> None:
+    """Raise CheckpointError if the weights of the backbone differ from the sample of them in the header.
+
+    Args:
+        model: the backbone.
+        header: of the file.
+        path: the file.
+        built: the backbone was built for this file, and not passed.
+    """
     difference = facts.find_difference(model, header.backbone)
     if difference is not None:
         name, expected = facts.full_name(model), header.backbone.get("name", header.backbone["architecture"])
+        remedy = "Load the weights on which it was trained"
+        if built:
+            remedy = "Pass a file of the weights on which it was trained: weights=FILE, on the command line --weights FILE"
         raise CheckpointError(
             f"{path} was trained on the weights {one_line(expected)}, the model has {'other ones' if name == expected else name}: "
-            f"{difference}. Load the weights on which it was trained, or pass check_weights=False to load it all the same."
+            f"{difference}. {remedy}, or pass check_weights=False to load it all the same."
         )
 
 
@@ -445,7 +455,7 @@ def describe_header(header: Header) -> list[tuple[str, str]]:
     if "normalization" in about:
         rows.append(("images", "normalised with " + _describe_value(about["normalization"])))
     if "ignore_label" in about:
-        rows.append(("ignored", f"label {about['ignore_label']}"))
+        rows.append(("ignored", f"label {about['ignore_label']:g}"))
     notes = about.get("notes", {})
     return rows + [
         (one_line(key), one_line(_describe_value(notes[key]), 2000)) for key in notes if notes[key] not in (None, {}, [])
@@ -573,11 +583,17 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: H
         Header.from_metadata(metadata)
     except (InputError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} was not written, because no one could read it: {one_line(error)}. Expected facts in JSON's types: printable "
-            "texts, finite numbers, lists and dictionaries."
+            f"{path} was not written, because it could not be read again: {one_line(error)}. Expected facts in JSON's types: "
+            "printable texts, finite numbers, lists and dictionaries."
         ) from error
     on_cpu = {name: _gather(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
-    replace_file(path, to_bytes(on_cpu, metadata | {"sha256": _digest(on_cpu, metadata)}))
+    content = to_bytes(on_cpu, metadata | {"sha256": _digest(on_cpu, metadata)})
+    if (size := int.from_bytes(content[:8], "little")) > MAX_HEADER:
+        raise InputError(
+            f"{path} was not written, because it could not be read again: its header has {size:,} bytes, expected at most "
+            f"{MAX_HEADER:,}. Shorten the notes."
+        )
+    replace_file(path, content)
 
 
 def _gather(tensor: Tensor) -> Tensor:

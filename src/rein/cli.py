@@ -16,6 +16,7 @@ from rein._version import __version__
 from rein.errors import InputError, ReinError, one_line
 from rein.extras import require
 from rein.files import reason_of
+from rein.remote import fetch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -195,7 +196,7 @@ def _add_predict(commands: Any, summary: str) -> None:
         "rein predict --help-all shows the options of both.",
         formatter_class=_HelpWithDefaults,
     )
-    predict.add_argument("file", type=Path, metavar="FILE", help="segmenter file")
+    predict.add_argument("file", metavar="FILE", help="segmenter file, or its address on the Hugging Face hub, hf://owner/name")
     predict.add_argument(
         "photos", nargs="+", metavar="PHOTO", help="image, video (extra video), folder, or pattern such as 'photos/**/*.jpg'"
     )
@@ -210,7 +211,10 @@ def _add_predict(commands: Any, summary: str) -> None:
         "--stride", type=_positive, metavar="PIXELS", help="distance between windows (default: two thirds of the window)"
     )
     predict.add_argument(
-        "--eval-edge", type=_positive, metavar="PIXELS", help="resize images to this shortest edge; masks keep the image's size"
+        "--eval-edge",
+        type=_natural,
+        metavar="PIXELS",
+        help="resize images to this shortest edge, or 0 for none; masks keep the image's size (default: the file's)",
     )
     predict.add_argument("--weights", type=Path, metavar="FILE", help="weights of the backbone (default: timm's, downloaded)")
     predict.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
@@ -224,16 +228,20 @@ def _predict(options: argparse.Namespace) -> int:
     require("PIL", "train")
     from rein.dgss import prediction
 
+    file = Path(fetch(options.file))
     settings = prediction.Settings(
-        prediction.digest(options.file), options.window, options.stride, options.eval_edge, options.probabilities
+        model=prediction.digest(file),
+        window=options.window,
+        stride=options.stride,
+        eval_edge=options.eval_edge,
+        probabilities=options.probabilities,
+        weights=None if options.weights is None else prediction.digest(options.weights),
     )
     sources, skipped = prediction.find_sources(options.photos, options.out)
     folder = prediction.PredictionFolder(options.out, settings)
     folder.check(sources, overwrite=options.overwrite)
-    segmenter = prediction.load(options.file, options.weights, options.device, compiled=options.compile)
-    report = prediction.predict(
-        segmenter, sources, folder, batch_size=options.batch_size, title=f"Predictions of {options.file.name}"
-    )
+    segmenter = prediction.load(file, options.weights, options.device, compiled=options.compile)
+    report = prediction.predict(segmenter, sources, folder, batch_size=options.batch_size, title=f"Predictions of {options.file}")
     for problem in report.problems:
         print(f"rein: no prediction: {one_line(problem, 1000)}", file=sys.stderr)
     if skipped:
@@ -294,7 +302,9 @@ def _export(options: argparse.Namespace) -> int:
         require("torchao", "int8")
     segmenter = Segmenter.load(options.file, weights=options.weights)
     if options.int8:
-        export.quantize_backbone(segmenter)
+        before = export.example_logits(segmenter)
+        layers = export.quantize_backbone(segmenter)
+        change = (export.example_logits(segmenter) - before).abs().max()
     done = export.export_segmenter(
         segmenter,
         options.out,
@@ -309,6 +319,8 @@ def _export(options: argparse.Namespace) -> int:
     print(f"input images: {done.input}")
     print(f"output {done.output}")
     shapes = ", ".join(" x ".join(map(str, shape)) for shape in done.shapes)
+    if options.int8:
+        print(f"int8 weights of {layers} layers change the logits by up to {change:.1e}, of up to {before.abs().max():.1f}")
     print(f"largest difference from the segmenter: {done.difference:.1e}, of logits up to {done.scale:.1f}; images {shapes}")
     return 0
 

@@ -168,6 +168,14 @@ def quantize_backbone(segmenter: Segmenter) -> int:
     return len(layers)
 
 
+@torch.no_grad()
+def example_logits(segmenter: Segmenter) -> Tensor:
+    """The logits of random images, (B, K, H, W): to see what a change of the weights, such as int8, changes."""
+    model = _Model(segmenter, normalise=False, argmax=False)
+    with eval_mode(segmenter):
+        return model.logits(model.example(_shapes(segmenter, _Axes(None, _check_size(segmenter, None)))[0]))
+
+
 @dataclass(frozen=True)
 class _Axes:
     """Batch and size of the images of a file; None means dynamic."""

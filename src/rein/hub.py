@@ -106,13 +106,7 @@ def model_card(header: checkpoint.Header, repository: str, license: str | None =
         pipeline_tag="image-segmentation" if classes else None,
         tags=["rein", "domain-generalization", *(["semantic-segmentation"] if classes else [])],
     )
-    what, use = (
-        "An adapter",
-        [
-            "model = timm.create_model(...)  # the backbone that is named below, with its pretrained weights",
-            f'rein.load(model, "hf://{repository}")',
-        ],
-    )
+    what, use = "An adapter", [*_backbone_code(header.backbone), f'rein.load(model, "hf://{repository}")']
     if header.kind == "segmenter":
         what = "A decode head" if header.config is None else "An adapter and a decode head"
         given = "" if "name" in header.backbone else ", backbone"
@@ -138,6 +132,18 @@ part of it.
 | --- | --- |
 {rows}
 """
+
+
+def _backbone_code(stated: dict[str, Any]) -> list[str]:
+    """The lines of Python that build the backbone, as far as the file states it."""
+    name, create = stated.get("name", stated["architecture"]), stated.get("create", {})
+    if name.startswith("pocket_vit"):
+        return ["model = rein.testing.pocket_vit()"]
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in sorted(create.items())}
+    arguments = ", ".join(["num_classes=0", *(f"{key}={value!r}" for key, value in settings.items())])
+    if "." in name:
+        return [f'model = timm.create_model("{name}", pretrained=True, {arguments})']
+    return [f'model = timm.create_model("{name}", {arguments})', "# load its weights, which are not timm's"]
 
 
 def _base_model(name: str) -> str | None:

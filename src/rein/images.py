@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rein.errors import InputError, one_line
 from rein.extras import require
-from rein.files import reason_of, replace_file
+from rein.files import check_regular_file, reason_of, replace_file
 
 Colour = tuple[int, int, int]
 _EIGHT_BITS = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}  # of Pillow's modes
@@ -64,6 +64,7 @@ def to_tensor(image: Any) -> Tensor:
 
     if isinstance(image, str | os.PathLike):
         try:
+            check_regular_file(image)
             with Image.open(image) as opened:
                 opened.load()
                 image = opened

@@ -397,6 +397,8 @@ def unwrap(model: Model) -> Model:
     injection = get_injection(model)
     if injection.disabled_by:
         raise WrapError("rein.unwrap was called inside rein.disabled; leave that context first.")
+    if isinstance(injection.adapter, NamedAdapters):
+        injection.adapter.refuse_route("unwrap")
     owner = _owner(model, injection)
     try:
         injection.undo(owner)

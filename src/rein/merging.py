@@ -16,8 +16,8 @@ Queries depend on the tokens only. With equal tokens and W_q, their mixture is t
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from rein import checkpoint
 from rein.adapter import ReinAdapter
+from rein.backbones import facts
 from rein.checkpoint import Header
 from rein.config import ReinConfig
 from rein.errors import InputError, one_line
@@ -63,6 +64,8 @@ def merge(
         InputError: the weights are invalid, the files are no adapters of one backbone, or no adapter computes the mixture; the
             message says why.
     """
+    if not isinstance(queries, bool):
+        raise InputError(f"queries is {one_line(repr(queries))}; expected True or False.")
     chosen = _check_weights(files, weights)
     loaded = [_read(file) for file in chosen]
     header, first = loaded[0][0], next(iter(chosen))
@@ -73,6 +76,11 @@ def merge(
                     f"{file} has {key} {one_line(other.backbone[key])}, {first} has {one_line(header.backbone[key])}; expected "
                     "adapters of one backbone. Merge those of each backbone on their own."
                 )
+        if difference := facts.compare(header.backbone, other.backbone):
+            raise InputError(
+                f"{first} and {file} were trained on different backbones, with {difference}; expected adapters of one backbone. "
+                "Merge those of each backbone on their own."
+            )
     adapters = [adapter for _, adapter in loaded]
     if reason := _no_common_tokens(adapters):
         merged = _merge_linear(adapters, list(chosen.values()), queries, reason)
@@ -91,11 +99,14 @@ def _check_weights(files: Sequence[str | os.PathLike[str]], weights: Sequence[fl
     for name, given in (("files", files), ("weights", weights)):
         if isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Sequence) or not given:
             raise InputError(f"{name} is {one_line(repr(given))}; expected a list of files, and a list of weights.")
+    for file in files:
+        if not isinstance(file, str | os.PathLike):
+            raise InputError(f"files has {one_line(repr(file))}; expected paths of adapter files.")
     if len(files) != len(weights):
         raise InputError(f"got {len(files)} files and {len(weights)} weights; expected one weight for each file.")
     chosen: dict[str | os.PathLike[str], float] = {}
     for file, weight in zip(files, weights, strict=True):
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) <= sys.float_info.max:
             raise InputError(f"the weight of {file} is {one_line(repr(weight))}; expected a finite number.")
         chosen[file] = chosen.get(file, 0.0) + weight
     chosen = {file: weight for file, weight in chosen.items() if weight}
@@ -144,14 +155,28 @@ def _equal(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     )
 
 
+def _empty(widths: Sequence[int], config: ReinConfig) -> Adapter:
+    """An adapter in float64 whose parameters are zero."""
+    with torch.device("meta"):
+        merged = build_adapter(widths, config, patch_size=1)
+    merged = merged.double().to_empty(device="cpu").requires_grad_(False)
+    for parameter in merged.parameters():
+        parameter.zero_()
+    return merged
+
+
 def _merge_equal_tokens(adapters: Sequence[Adapter], weights: Sequence[float], queries: bool) -> Adapter:
     """The mixture of adapters with equal tokens."""
     config = adapters[0].config
+    widths = list(dict.fromkeys(adapter.config.query_dim for adapter in adapters))
+    if queries and len(widths) > 1:
+        raise InputError(
+            f"no adapter computes the mixture of the queries: they have query_dim {' and '.join(map(str, widths))}. Pass "
+            "queries=False to leave the queries out, for a decode head that does not use them."
+        )
     if not queries:
         config = replace(config, query_dim=None)
-    with torch.device("meta"):
-        merged = build_adapter(adapters[0].widths, config, patch_size=1)
-    merged = merged.double().to_empty(device="cpu").requires_grad_(False)
+    merged = _empty(adapters[0].widths, config)
     for target, *stages in zip(_stages(merged), *map(_stages, adapters), strict=True):
         for parameter, value in zip(target.token_parameters(), stages[0].token_parameters(), strict=True):
             parameter.copy_(value)
@@ -202,7 +227,7 @@ def _factor(token_mlps: Sequence[Tensor], m: Tensor, products: Tensor) -> Tensor
 
 def _merge_queries(target: ReinAdapter, stages: Sequence[ReinAdapter], weights: Sequence[float]) -> None:
     """Mix W_m and b_m, given that W_q is the same."""
-    projections = [list(stage.query_proj.parameters()) if stage.config.query_dim else [] for stage in stages]
+    projections = [list(stage.query_proj.parameters()) for stage in stages]
     if not all(_equal(projections[0], each) for each in projections):
         raise InputError(
             "no adapter computes the mixture of the queries: W_q differs, and the maximum over the layers is not linear in it. Pass "
@@ -228,11 +253,7 @@ def _merge_linear(adapters: Sequence[Adapter], weights: Sequence[float], queries
             f"no adapter computes the mixture of the queries: {reason}, and the maximum over the layers is not linear. Pass "
             "queries=False to leave the queries out, for a decode head that does not use them."
         )
-    with torch.device("meta"):
-        merged = build_adapter(adapters[0].widths, _LINEAR, patch_size=1)
-    merged = merged.double().to_empty(device="cpu").requires_grad_(False)
-    for parameter in merged.parameters():
-        parameter.zero_()
+    merged = _empty(adapters[0].widths, _LINEAR)
     for target, *stages in zip(_stages(merged), *map(_stages, adapters), strict=True):
         for stage, weight in zip(stages, weights, strict=True):
             stage.double()

@@ -52,7 +52,10 @@ class NamedAdapters(nn.Module):
         self.activate(active)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_route": None}  # a copy made inside `rein.routed` would never leave it
+        return {
+            **{key: value for key, value in self.__dict__.items() if key != "_last"},
+            "_route": None,
+        }  # a copy made inside `rein.routed` would never leave it
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,6 +66,11 @@ class NamedAdapters(nn.Module):
     def active_name(self) -> str:
         """The name of the active adapter."""
         return next(name for name, adapter in self._modules.items() if adapter is self._active)
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether each image has its own adapter, inside `rein.routed`."""
+        return self._route is not None
 
     @property
     def in_use(self) -> tuple[Adapter, ...]:
@@ -99,7 +107,7 @@ class NamedAdapters(nn.Module):
             WrapError: this is called inside `rein.routed`.
         """
         adapter = self[name]
-        self._refuse_route("activate")
+        self.refuse_route("activate")
         # In __dict__, because nn.Module would register it twice. It is the module and not its name: torch.compile would make
         # a program for each name, but reads the parameters of modules when a program starts.
         self.__dict__["_active"] = adapter
@@ -127,7 +135,7 @@ class NamedAdapters(nn.Module):
             WrapError: this is called inside `rein.routed`.
         """
         adapter = self[name]
-        self._refuse_route("delete")
+        self.refuse_route("delete")
         if adapter is self._active:
             raise InputError(
                 f"adapter {one_line(repr(name))} is active and cannot be deleted; call activate with another name first, or "
@@ -135,7 +143,8 @@ class NamedAdapters(nn.Module):
             )
         del self._modules[name]
 
-    def _refuse_route(self, method: str) -> None:
+    def refuse_route(self, method: str) -> None:
+        """Raise WrapError inside `rein.routed`."""
         if self._route is not None:
             raise WrapError(f"{method} was called inside rein.routed; leave that context first.")
 
@@ -194,11 +203,14 @@ def check_name(name: object) -> str:
     Raises:
         InputError: it is not a text, or it could not be a part of a key in a state dict.
     """
-    taken = not isinstance(name, str) or hasattr(NamedAdapters, name) or name == "training"
-    if not isinstance(name, str) or not name.isprintable() or name[:1] in ("", "_") or "." in name or taken:
+    if not isinstance(name, str) or not name.isprintable() or name[:1] in ("", "_") or "." in name:
         raise InputError(
-            f"name is {one_line(repr(name))}; expected a text without a dot that does not begin with an underscore and is no "
-            "attribute of a module. Pass a name such as 'night'."
+            f"name is {one_line(repr(name))}; expected a text without a dot that does not begin with an underscore. Pass a name such "
+            "as 'night'."
+        )
+    if hasattr(NamedAdapters, name) or name == "training":
+        raise InputError(
+            f"name is {name!r}, which is an attribute of every module; expected another one. Pass a name such as 'night'."
         )
     return name
 

@@ -122,7 +122,8 @@ class AdapterRoute:
             part, part_layer = adapter.locate(layer)
             folded.append(caches[adapter.stage_of(layer)].get(part, part_layer, dtype, device))
         weights = [each.weight for each in folded]
-        kept = self._weights  # read once: another thread may run its own pass
+        # read once: another thread may run its own pass. A pass that ended early leaves them behind, so a new one begins without.
+        kept = self._weights if layer else None
         if kept is not None and all(one is other for one, other in zip(kept[0], weights, strict=True)):
             weight = kept[1]  # layers that share W_f have the same weight
         else:

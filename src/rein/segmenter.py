@@ -27,6 +27,7 @@ from rein.images import (
 from rein.injection import ADAPTER, get_adapter, get_injection, is_wrapped
 from rein.modes import eval_mode
 from rein.named_adapters import adapters_in_use
+from rein.resizing import resize_to_edge
 
 Size = tuple[int, int]
 _WINDOW = 512  # side in pixels of sliding windows
@@ -216,6 +217,11 @@ class Segmenter(nn.Module):
                 f"scales is {scales!r} and window_batch is {window_batch!r}; scales must be a list of at least one finite number "
                 "above 0, and window_batch an integer of at least 1."
             )
+        if window_batch > 1 and is_wrapped(self.backbone) and getattr(getattr(self.backbone, ADAPTER), "is_routed", False):
+            raise InputError(
+                f"window_batch is {window_batch} inside rein.routed, where every image of a pass has its own adapter; expected 1, so "
+                "that each pass has one window of every image."
+            )
         total: Tensor | None = None
         with eval_mode(self):
             for scale, flipped in product(scales, (False, True) if flip else (False,)):
@@ -270,7 +276,8 @@ class Segmenter(nn.Module):
         Raises:
             CheckpointError: the file cannot be written.
             InputError: the class of the head is not in `rein.heads`, so `load` could not build it; the backbone is bare and not
-                frozen, so its trained weights would be lost; or classes, palette, normalization or notes are invalid.
+                frozen, so its trained weights would be lost; the head uses queries that the active adapter does not have; or classes,
+                palette, normalization or notes are invalid.
         """
         if not is_wrapped(self.backbone) and any(parameter.requires_grad for parameter in self.backbone.parameters()):
             raise InputError(
@@ -283,6 +290,12 @@ class Segmenter(nn.Module):
                 f"head is a {name}, expected a class of rein.heads; save the head's state_dict() and call rein.save for the adapter."
             )
         adapter = get_adapter(self.backbone) if is_wrapped(self.backbone) else None
+        if self.head.uses_queries and (adapter is None or adapter.config.query_dim != self.head.query_dim):
+            found = "there is none" if adapter is None else f"the active one has query_dim={adapter.config.query_dim}"
+            raise InputError(
+                f"the head uses queries of width {self.head.query_dim} of an adapter, and {found}; expected the adapter with which "
+                "the segmenter was built. Activate it: segmenter.backbone.rein.activate(name)."
+            )
         tensors = {f"head.{key}": value for key, value in self.head.state_dict().items()}
         if adapter is not None:
             tensors |= {f"{ADAPTER}.{key}": value for key, value in adapter.state_dict().items()}
@@ -382,7 +395,7 @@ class Segmenter(nn.Module):
             )
         facts = _read_facts(header, head, path)
         if check_weights:
-            checkpoint.check_frozen_weights(backbone, header, path)
+            checkpoint.check_frozen_weights(backbone, header, path, built=built)
         reference = next(backbone.parameters())
         head.to(reference.device, torch.float64 if reference.dtype == torch.float64 else torch.float32)
         if load_adapter is not None:
@@ -401,9 +414,9 @@ class Segmenter(nn.Module):
         Raises:
             InputError: none of these, or a file that is not an image; or the segmenter's images do not have three channels.
         """
-        if len(self.normalization[0]) not in (1, 3):
+        if self.input_spec.channels != 3:
             raise InputError(
-                f"the segmenter expects images of {len(self.normalization[0])} channels, but preprocess reads images of red, green "
+                f"the segmenter expects images of {self.input_spec.channels} channels, but preprocess reads images of red, green "
                 "and blue; normalise a tensor yourself, and use segmenter.predict."
             )
         device = next(self.backbone.parameters()).device
@@ -414,11 +427,13 @@ class Segmenter(nn.Module):
         """`window` and `stride` of `predict` that `notes` state, or else `predict`'s own."""
         return {"window": self.notes.get("window", _WINDOW), "stride": self.notes.get("stride")}
 
-    def segment(self, image: Any, **settings: Any) -> Segmentation:
+    def segment(self, image: Any, *, edge: int | None = None, **settings: Any) -> Segmentation:
         """Segment an image of any size.
 
         Args:
             image: as for `preprocess`.
+            edge: shortest edge in pixels to which the image is resized first; 0 keeps its size. None takes `eval_edge` of `notes`, at
+                which `rein fit` evaluates, if it is there.
             settings: of `predict`. If `window` is not given, window and stride are those in `notes`, or else `predict`'s own.
 
         Returns:
@@ -434,7 +449,12 @@ class Segmenter(nn.Module):
         pixels = to_tensor(image)
         if "window" not in settings:
             settings = {**self.windows(), **settings}
-        logits = self.predict(self.preprocess(pixels), **settings)
+        edge = self.notes.get("eval_edge") if edge is None else edge
+        if edge is not None and (type(edge) is not int or edge < 0):
+            raise InputError(f"edge is {one_line(repr(edge))}; expected a number of pixels, or 0 for the image's own size.")
+        logits = self.predict(self.preprocess(resize_to_edge(pixels, edge) if edge else pixels), **settings)
+        if logits.shape[-2:] != pixels.shape[-2:]:
+            logits = F.interpolate(logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
         return Segmentation(logits[0].argmax(0).to(torch.uint8).cpu(), pixels.cpu(), tuple(self.classes), tuple(self.palette))
 
     def _check(self, images: Tensor) -> backbones.InputSpec:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import rein
 from rein.cli import main
@@ -377,9 +378,50 @@ def test_bad_arguments_give_one_line(model, photos, tmp_path, capsys, arguments,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_stride_above_the_window_is_an_error_of_every_image(model, photos, tmp_path, capsys):
-    assert run(model, photos, "--out", tmp_path / "out", "--window", 16, "--stride", 32) == 1
-    assert "stride no larger than the window" in capsys.readouterr().err
+def test_a_stride_above_the_window_and_a_device_without_values_are_refused_at_once(model, photos, tmp_path, capsys):
+    for options, text in (
+        (["--window", 16, "--stride", 32], "the stride is 32 pixels, and the window 16; expected a stride no larger"),
+        (["--device", "meta"], "the device meta holds no values"),
+    ):
+        assert run(model, photos, "--out", tmp_path / "out", *options) == 2
+        assert text in capsys.readouterr().err
+        assert not (tmp_path / "out/index.html").exists()
+
+
+def test_other_weights_of_the_backbone_are_not_mixed_with_earlier_predictions(model, photos, tmp_path, capsys):
+    state = {key: value.clone() for key, value in pocket_vit().state_dict().items()}
+    for name in ("one", "two"):
+        save_file(state, tmp_path / f"{name}.safetensors", {"name": name})
+    arguments = (model, photos / "a.png", "--out", tmp_path / "out", "--weights")
+    assert run(*arguments, tmp_path / "one.safetensors") == 0
+    assert run(*arguments, tmp_path / "two.safetensors") == 2
+    assert "predictions with other settings: another file of weights" in capsys.readouterr().err
+
+
+def test_the_edge_that_the_file_states_is_used_as_segment_uses_it(model, photos, tmp_path):
+    segmenter = rein.Segmenter.load(model)
+    segmenter.notes = {"eval_edge": 16}
+    segmenter.save(tmp_path / "seg.safetensors")
+    masks = []
+    for name, options in (("stated", []), ("own", ["--eval-edge", 0])):
+        assert run(tmp_path / "seg.safetensors", photos / "a.png", "--out", tmp_path / name, *options) == 0
+        masks.append(torch.from_numpy(np.array(Image.open(tmp_path / name / "predictions/a.png"))))
+    assert torch.equal(masks[0], segmenter.segment(photos / "a.png").classes)
+    assert torch.equal(masks[1], segmenter.segment(photos / "a.png", edge=0).classes)
+    assert not torch.equal(masks[0], masks[1])
+    assert "shortest edge of 16 pixels" in (tmp_path / "stated/index.html").read_text()
+
+
+def test_outputs_of_an_earlier_call_are_not_predicted_and_missing_ones_are_written_again(model, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos)
+    for _ in range(2):
+        assert run(model, "**/*.[pjJ]*[gG]", "--out", ".") == 0
+    names = files(photos / "predictions")
+    assert len(names) == len(files(photos / "overlays")) == 3
+    overlay = next((photos / "overlays").rglob("*.jpg"))
+    overlay.unlink()
+    assert run(model, "**/*.[pjJ]*[gG]", "--out", ".") == 0
+    assert overlay.exists()
 
 
 def test_predicting_needs_no_extra(model, photos, tmp_path):
@@ -426,6 +468,23 @@ def video(tmp_path):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
     return path
+
+
+def test_a_video_that_ends_early_is_named(model, tmp_path, capsys):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "whole.avi"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuvj420p"
+        for number in range(12):
+            pixels = np.random.default_rng(number).integers(0, 256, (32, 48, 3), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    content = (tmp_path / "whole.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
+    assert run(model, tmp_path / "whole.avi", "--out", tmp_path / "whole") == 0
+    capsys.readouterr()
+    assert run(model, tmp_path / "cut.avi", "--out", tmp_path / "cut") == 1
+    assert "cut.avi ends early: " in capsys.readouterr().err
 
 
 def test_a_video_becomes_a_mask_for_each_frame_and_a_video_of_overlays(model, video, tmp_path, capsys):

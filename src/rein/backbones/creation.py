@@ -77,8 +77,18 @@ def make_backbone(
         raise
     except Exception as error:  # each model checks its settings in its own way, or not at all
         raise InputError(f"timm cannot build {name!r} with {settings}: {one_line(error)}") from error
+    if weights is not None or not pretrained:
+        forget_weights(model)
     find_blocks(model)
     return model
+
+
+def forget_weights(model: nn.Module) -> None:
+    """Take the tag, licence and address of timm's weights out of a model that does not have them."""
+    config = getattr(model, "pretrained_cfg", None)
+    if isinstance(config, dict):
+        kept = {key: value for key, value in config.items() if key not in ("tag", "license", "hf_hub_id", "url", "source")}
+        model.pretrained_cfg = kept  # type: ignore[assignment]
 
 
 def _download(name: str) -> nn.Module:
@@ -91,8 +101,8 @@ def _download(name: str) -> nn.Module:
             raise
         reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0].partition(". ")[0]
         raise InputError(
-            f"the weights of {name} cannot be downloaded ({reason}). Pass a file with --model.weights FILE (in Python: "
-            "weights=FILE), or use random weights with --model.pretrained false."
+            f"the weights of {name} cannot be downloaded ({reason}). Pass a file of weights: weights=FILE in Python, "
+            "--weights FILE on the command line, --model.weights FILE for a run (or random ones: --model.pretrained false)."
         ) from error
 
 
@@ -116,7 +126,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
                 f"{path} is not a complete safetensors file: {one_line(error)}. If it is a PyTorch file, let its name end in .pth."
             ) from error
         except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {reason_of(error, path)}. Pass the file with --model.weights.") from error
+            raise CheckpointError(
+                f"cannot read {path}: {reason_of(error, path)}. Pass an existing file (--weights, for a run --model.weights)."
+            ) from error
     found = pytorch_files.load(path)
     for key in ("state_dict", "model"):  # usual names of the entry that holds the tensors
         if isinstance(found, dict) and isinstance(found.get(key), dict):
@@ -146,13 +158,13 @@ def _fill(
     except Exception as error:  # timm's filters take it that the tensors fit
         raise InputError(
             f"the weights do not fit {name} with {settings}: they cannot be converted ({type(error).__name__}: {one_line(error)}). "
-            "Pass weights of this model with --model.weights (in Python: weights=FILE)."
+            "Pass weights of this model: weights=FILE in Python, --weights FILE, or --model.weights FILE for a run."
         ) from error
     missing = [key for key in wanted if key not in tensors or not _are_alike(tensors[key], wanted[key])]
     if missing:
         raise InputError(
             f"the weights do not fit {name} with {settings}: {', '.join(missing[:6])} are missing or have another shape or type. "
-            "Pass weights of this model with --model.weights (in Python: weights=FILE)."
+            "Pass weights of this model: weights=FILE in Python, --weights FILE, or --model.weights FILE for a run."
         )
     model.load_state_dict({key: tensors[key] for key in wanted})
     return model
@@ -168,7 +180,7 @@ def _check_shapes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
         if shape and (key not in wanted or wanted[key].shape != shape) and (max(sides, default=0) > 64 or shape[-1] > 16_384):
             raise InputError(
                 f"the weights have {one_line(key)} of shape {shape}; expected kernels of at most 64 pixels and no other tensor wider "
-                "than 16,384. Pass weights of this model with --model.weights (in Python: weights=FILE)."
+                "than 16,384. Pass weights of this model: weights=FILE in Python, --weights FILE, or --model.weights FILE for a run."
             )
 
 

@@ -17,7 +17,7 @@ from rein.backbones.images import architecture, normalization, pretrained_config
 from rein.backbones.pocket import POCKET
 from rein.errors import InputError, UnsupportedBackboneError, one_line
 
-SAMPLED, VALUES = 16, 4  # number of tensors in the sample, and of values of each
+SAMPLED, VALUES = 16, 4  # number of tensors of each kind in the sample, and of values of each
 _LONGEST_PATCH, _LONGEST_IMAGE, _MOST_PATCHES = 64, 8192, 2**17  # that a file may declare
 _ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
 _FLOATS = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)}
@@ -36,7 +36,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
         `name` is timm's full name; `create` has the sides (height, width) in pixels of `patch_size` and `img_size` that the model was
         built for, and `dynamic_img_size`, as far as it has them; `built` is what `_structure` returns; `normalization` has `mean` and
         `std` of every channel; `license` is that of the weights, if timm states it; `timm_version`; `dtype` and `weights` are the
-        sample of the weights, if the model has frozen ones.
+        sample of the weights.
     """
     import timm  # not above: it imports every model
 
@@ -117,6 +117,8 @@ def make(stated: Mapping[str, Any], weights: str | os.PathLike[str] | None = Non
             f"it was built with options that the name does not imply: it has {one_line(_as_text(expected))}, and a new "
             f"{one_line(name)} has {_as_text(got)}."
         )
+    if name != POCKET and weights is not None:
+        pretrained_config(backbone)["tag"] = stated["name"].partition(".")[2]  # of the weights in the file
     return backbone.requires_grad_(False)
 
 
@@ -158,24 +160,29 @@ def _settings(model: nn.Module) -> dict[str, Any]:
 
 @torch.no_grad()
 def sample(model: nn.Module) -> dict[str, Any]:
-    """A sample of the frozen weights, by which other weights of the same architecture are recognised.
+    """A sample of the weights, by which other weights of the same architecture are recognised.
 
-    It takes milliseconds, because at most 64 numbers are read: of all frozen matrices and kernels of floating-point numbers whose
-    names end in `weight`, besides those of the adapter, 16 at even distances in the order of the model, first and last included; of
-    each of these, 4 numbers at even distances, first and last included. It does not depend on the device or on an adapter, and on the
-    dtype only by its rounding. Position embeddings are not in it, because they depend on the size of the images.
+    It takes milliseconds, because at most 128 numbers are read: of all matrices and kernels of floating-point numbers whose names end
+    in `weight`, and of all vectors, besides those of the adapter, 16 each at even distances in the order of the model, first and last
+    included; of each of these, 4 numbers at even distances, first and last included. It does not depend on the device or on an
+    adapter, and on the dtype only by its rounding. Position embeddings are not in it, because they depend on the size of the images.
 
     Returns:
         `weights`: name of a tensor -> 4 numbers, rounded to 6 digits; `dtype`: the coarsest dtype of these tensors. Empty if the
         model has no such parameters, is on meta tensors, or has numbers that are not finite.
     """
-    frozen = [
+    readable = [
         (name, parameter)
         for name, parameter in model.named_parameters()
-        if name.endswith("weight") and not name.startswith("rein.") and not parameter.requires_grad and _is_readable(parameter)
+        if not name.startswith("rein.") and _is_readable(parameter)
     ]
-    count = min(SAMPLED, len(frozen))
-    chosen = [frozen[round(number * (len(frozen) - 1) / max(1, count - 1))] for number in range(count)]
+    chosen = []
+    for kind in (
+        [each for each in readable if each[1].ndim >= 2 and each[0].endswith("weight")],
+        [each for each in readable if each[1].ndim == 1],
+    ):
+        count = min(SAMPLED, len(kind))
+        chosen += [kind[round(number * (len(kind) - 1) / max(1, count - 1))] for number in range(count)]
     read = torch.stack([_read(parameter) for _, parameter in chosen]).cpu() if chosen else torch.empty(0)
     if not chosen or not read.isfinite().all():
         return {}
@@ -189,9 +196,7 @@ def sample(model: nn.Module) -> dict[str, Any]:
 def _is_readable(parameter: Tensor) -> bool:
     """Whether single numbers can be read: not quantised, not on meta, and not emptied by a sharding library."""
     plain = type(parameter.data) is Tensor or hasattr(parameter, "full_tensor")
-    return (
-        plain and not parameter.is_meta and parameter.dtype in _FLOATS.values() and parameter.ndim >= 2 and parameter.numel() > 0
-    )
+    return plain and not parameter.is_meta and parameter.dtype in _FLOATS.values() and parameter.numel() > 0
 
 
 def _read(parameter: Tensor) -> Tensor:
@@ -226,6 +231,25 @@ def find_difference(model: nn.Module, stated: Mapping[str, Any]) -> str | None:
         if differs.any():
             position = int(differs.long().argmax())
             return f"{one_line(name)} has {values[position]:.4g} in the file and {found[position]:.4g} in the model"
+    return None
+
+
+def compare(stated: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """Compare what two files state about their backbones: the samples of the weights, and other options than the size of the images.
+
+    Returns:
+        None, or a text that says what differs: the first file's value, then the other's. Facts that a file lacks are not compared.
+    """
+    for key in ("built", "patch_size"):
+        pair = [(facts if key == "built" else facts.get("create", {})).get(key) for facts in (stated, other)]
+        if None not in pair and pair[0] != pair[1]:
+            return f"{key} {one_line(pair[0])} and {one_line(pair[1])}"
+    samples = [facts.get("weights", {}) for facts in (stated, other)]
+    for name in samples[0].keys() & samples[1].keys():
+        tolerance = max(1e-4, *(torch.finfo(_FLOATS[facts["dtype"]]).eps for facts in (stated, other)))
+        one, two = (torch.tensor(sample[name]) for sample in samples)
+        if not torch.allclose(one, two, rtol=tolerance, atol=1e-6):
+            return f"other weights: {one_line(name)} has {one[0]:.4g} and {two[0]:.4g}"
     return None
 
 

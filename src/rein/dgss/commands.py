@@ -90,10 +90,10 @@ def run(arguments: Sequence[str], *, quiet: bool = False) -> ReinCLI:
 
 def _as_command(arguments: Sequence[str]) -> str:
     """The command line for a file that is shared: paths are cut to their last part, since folders may name a person or a customer."""
+    if any("\n" in argument for argument in arguments):
+        return ""  # a program passed a configuration as text, and no command line
 
     def shared(argument: str) -> str:
-        if "\n" in argument:
-            return "CONFIGURATION"  # YAML text
         option, equals, value = argument.rpartition("=")
         return f"{option}{equals}{Path(value).name}" if os.sep in value else argument
 
@@ -383,9 +383,10 @@ class ReinCLI(LightningCLI):
             "steps": self.trainer.global_step,
             "state": self._get(self.config, "state"),
             "scores": {"source validation": scores} if scores else {},
-            "protocol": {**data.protocol.describe(), "eval_edge": data.eval_edge},
+            "protocol": data.protocol.describe(),
             "window": model.window,
             "stride": model.stride,
+            "eval_edge": data.eval_edge,
             "command": self.command,
         }
 

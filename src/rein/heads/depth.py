@@ -67,7 +67,7 @@ class DepthHead(Head):
         )
         try:
             self.decoder = _DECODERS[decoder](in_channels, num_bins, **self.settings["decoder_settings"])
-        except TypeError as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"decoder_settings is {decoder_settings}; expected arguments of {decoder} without in_channels and "
                 f"num_classes. {error}"

@@ -15,6 +15,7 @@ from torch import Tensor
 from rein.dgss.data.pairs import Sample
 from rein.dgss.data.resampling import fitted_size, halve_image, halve_label, resize_image
 from rein.errors import InputError
+from rein.resizing import resize_to_edge
 
 RESAMPLING = "bilinear without antialias, 8 bits"
 
@@ -41,10 +42,9 @@ class Preparation:
 
     def image(self, image: Tensor) -> Tensor:
         """An image (3, H, W) without a label, at the size at which it is predicted."""
-        height, width = image.shape[-2:]
         if self.edge is not None:
-            ratio = self.edge / min(height, width)
-            return resize_image(image, (max(1, round(height * ratio)), max(1, round(width * ratio))))
+            return resize_to_edge(image, self.edge)
+        height, width = image.shape[-2:]
         return image if self.fit is None else resize_image(image, fitted_size((height, width), *self.fit))
 
     def __str__(self) -> str:

@@ -41,6 +41,11 @@ class DepthErrors:
         Raises:
             InputError: the shapes differ, `mask` is not bool, or a prediction that is counted is not finite and above 0.
         """
+        for name, given in (("predictions", predictions), ("depth", depth), ("mask", mask)):
+            if not isinstance(given, torch.Tensor) and (given is not None or name != "mask"):
+                raise InputError(
+                    f"{name} is a {type(given).__name__}; expected a torch.Tensor. Convert it with torch.from_numpy."
+                )
         shapes = [tuple(each.shape) for each in (predictions, depth, mask) if each is not None]
         if len(set(shapes)) != 1 or len(shapes[0]) < 3:
             raise InputError(f"predictions, depth and mask have shapes {shapes}; expected one shape, (B, H, W) or (B, 1, H, W).")
@@ -48,14 +53,12 @@ class DepthErrors:
             raise InputError(f"mask is {mask.dtype}; expected torch.bool, True for pixels that are counted.")
         counted = (depth >= self.nearest) & (depth <= self.farthest)
         counted = counted if mask is None else counted & mask
+        if not (predictions[counted].isfinite() & (predictions[counted] > 0)).all():  # before anything is counted
+            raise InputError("predictions contain values that are not finite or not above 0; expected depths. Check the model.")
         for predicted, true, pixels in zip(predictions, depth, counted, strict=True):
             if not pixels.any():
                 continue
             d, t = predicted[pixels].double(), true[pixels].double()
-            if not (d.isfinite() & (d > 0)).all():
-                raise InputError(
-                    "predictions contain values that are not finite or not above 0; expected depths. Check the model."
-                )
             ratio = torch.maximum(d / t, t / d)
             errors = ((d - t).abs() / t).mean(), (d - t).square().mean().sqrt(), (ratio < 1.25).double().mean()
             self._totals += torch.stack(errors).cpu()

@@ -23,6 +23,7 @@ from rein.files import read_text, reason_of, replace_file
 from rein.images import Segmentation
 
 _STATE = "predictions.json"
+_FILES = {"model": "segmenter file", "weights": "file of weights"}  # settings that are digests
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class Settings:
         model: SHA-256 of the segmenter file.
         window: side of the sliding windows in pixels; None takes window and stride of the file (`Segmenter.windows`).
         stride: distance between windows in pixels; None takes that of the file, or two thirds of the window.
-        eval_edge: shortest edge in pixels to which images are resized first; None keeps their size. Masks have the image's own size.
+        eval_edge: shortest edge in pixels to which images are resized first; 0 keeps their size, None takes that of the file. Masks
+            have the image's own size.
+        weights: SHA-256 of the file with the backbone's weights; None for timm's.
         probabilities: write the probabilities of all classes.
     """
 
@@ -42,6 +45,11 @@ class Settings:
     stride: int | None = None
     eval_edge: int | None = None
     probabilities: bool = False
+    weights: str | None = None
+
+    def edge(self, segmenter: Segmenter) -> int | None:
+        """The shortest edge, or None for the image's own size."""
+        return (segmenter.notes.get("eval_edge") if self.eval_edge is None else self.eval_edge) or None
 
     def windows(self, segmenter: Segmenter) -> dict[str, Any]:
         """`window` and `stride` for `Segmenter.predict`."""
@@ -84,7 +92,12 @@ class PredictionFolder:
 
     def is_done(self, source: Source) -> bool:
         """Whether the outputs of a source are complete."""
-        return (self.overlay(source.name) if source.is_video else self.mask(source.name)).exists()
+        if source.is_video:
+            return self.overlay(source.name).exists()
+        files = [self.mask(source.name), self.overlay(source.name)]
+        return all(
+            path.exists() for path in (*files, *([self.probabilities(source.name)] if self.settings.probabilities else []))
+        )
 
     def check(self, sources: Sequence[Source], *, overwrite: bool) -> None:
         """Check earlier predictions, and plan to replace those of the sources if `overwrite` is set. Changes no file.
@@ -175,7 +188,7 @@ class PredictionFolder:
         """The first setting that differs, in words."""
         for name, value in asdict(self.settings).items():
             if earlier.get(name) != value:
-                return "another segmenter file" if name == "model" else f"{name} was {one_line(earlier.get(name))} and is {value}"
+                return f"another {_FILES[name]}" if name in _FILES else f"{name} was {one_line(earlier.get(name))} and is {value}"
         return "other names"
 
     def _replace(self, path: Path, content: bytes) -> None:

@@ -28,7 +28,8 @@ def describe(segmenter: Segmenter, settings: Settings) -> dict[str, str]:
     """What the page states about the segmenter and the settings: titles and texts."""
     windows = settings.windows(segmenter)
     window, stride = windows["window"], windows["stride"]
-    steps = [] if settings.eval_edge is None else [f"resized to a shortest edge of {settings.eval_edge} pixels"]
+    edge = settings.edge(segmenter)
+    steps = [] if edge is None else [f"resized to a shortest edge of {edge} pixels"]
     steps += ["whole images" if window is None else f"windows of {window} pixels, stride {stride or window * 2 // 3}"]
     return {
         "backbone": facts.full_name(segmenter.backbone),

@@ -42,6 +42,8 @@ def load(path: Path, weights: Path | None = None, device: str | None = None, *, 
     if device is None:
         found = torch.accelerator.current_accelerator(check_available=True)
         device = "cpu" if found is None else found.type
+    if device == "meta":
+        raise InputError("the device meta holds no values; expected a device that computes. Use --device cpu.")
     try:
         segmenter = segmenter.to(device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
@@ -97,10 +99,16 @@ def predict(
         CheckpointError: a file cannot be written.
         KeyboardInterrupt: after Ctrl-C, with a text that says what is done.
     """
-    if segmenter.head.num_classes < 2:
+    if not segmenter.classes:
         raise InputError(
-            f"the head of the file is a {type(segmenter.head).__name__}, which predicts no classes; expected a head of two or "
-            "more classes. Call the segmenter of the file in Python."
+            f"the head of the file is a {type(segmenter.head).__name__}, which predicts no classes; expected a head with classes. "
+            "Call the segmenter in Python: segmenter.predict(segmenter.preprocess(image))."
+        )
+    windows = folder.settings.windows(segmenter)
+    if isinstance(windows["window"], int) and isinstance(windows["stride"], int) and windows["stride"] > windows["window"]:
+        raise InputError(
+            f"the stride is {windows['stride']} pixels, and the window {windows['window']}; expected a stride no larger than the "
+            "window. Lower --stride."
         )
     space = LabelSpace(tuple(segmenter.classes), tuple(segmenter.palette))
     folder.begin(space)
@@ -185,7 +193,7 @@ def _predict_batch(
 
 def _logits(segmenter: Segmenter, images: Sequence[Tensor], settings: Settings) -> Tensor:
     """Logits (B, K, H, W) at the size of the images, which are equal in size."""
-    preparation = Preparation(edge=settings.eval_edge)
+    preparation = Preparation(edge=settings.edge(segmenter))
     prepared = torch.cat([segmenter.preprocess(preparation.image(image)) for image in images])
     logits = segmenter.predict(prepared, **settings.windows(segmenter))
     size = images[0].shape[-2:]

@@ -49,7 +49,7 @@ def find_sources(arguments: Sequence[str | os.PathLike[str]], out: Path) -> tupl
     Args:
         arguments: image files, videos, folders, and patterns such as `photos/**/*.jpg`. All images in a folder and below it are
             taken, whatever the case of their suffix, except hidden ones.
-        out: folder of the predictions; a folder that contains it is searched without it.
+        out: folder of the predictions; what an earlier call wrote there is left out.
 
     Returns:
         The sources, and the videos in the folders. Those are left out, because a video takes long: name it to predict it.
@@ -60,13 +60,15 @@ def find_sources(arguments: Sequence[str | os.PathLike[str]], out: Path) -> tupl
     """
     found: dict[Path, tuple[Path, Path]] = {}  # resolved path -> (path, what it is named relative to)
     videos: list[Path] = []
-    out = out.resolve()
-    for path in (path for argument in arguments for path in _expand(str(argument))):
+    outputs = {out.resolve() / name for name in ("predictions", "overlays", "probabilities")}
+    for path, given in ((path, path == Path(argument)) for argument in arguments for path in _expand(str(argument))):
         if not path.is_dir():
+            if not given and outputs & set(path.resolve().parents):  # a pattern matches it
+                continue
             found.setdefault(path.resolve(), (path, path.parent))
             continue
         for file in (path / name for name in sorted(walk(path, recursive=True))):
-            if out in file.resolve().parents:
+            if outputs & set(file.resolve().parents):
                 continue
             if file.name.lower().endswith(VIDEO_SUFFIXES):
                 videos.append(file)

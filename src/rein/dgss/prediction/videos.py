@@ -64,6 +64,12 @@ def frames(path: Path, problems: list[str]) -> Iterator[tuple[int, Tensor]]:
             for number, frame in enumerate(container.decode(video=0)):
                 pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
                 yield number, pixels.rot90(frame.rotation // 90 % 4, (1, 2)).contiguous()
+            stated, found = container.streams.video[0].frames, number + 1
+            expected = stated or stated_frames(path) or 0
+            if found == 0 or found < (
+                expected if stated else 0.9 * expected - 2
+            ):  # without a number, the duration is an estimate
+                problems.append(f"{path} ends early: {found} of {expected} frames could be read")
     except InputError as error:
         problems.append(str(error))
     except (OSError, ValueError) as error:
