@@ -1,5 +1,6 @@
 """`rein.export`: files of torch.export and ONNX that give what the segmenter gives, and int8 weights."""
 
+import re
 import subprocess
 import sys
 
@@ -367,6 +368,7 @@ def test_the_command_writes_a_file_and_states_input_output_and_difference(saved,
     assert wrote == f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB"
     assert images == "input images: uint8 (batch, 3, height, width), RGB, 0 to 255"
     assert output == "output classes: uint8 (batch, height, width)"
+    assert re.match(r"int8 weights of \d+ layers change the logits by up to \d\.\de-\d\d, of up to \d", change)
     assert difference.startswith("largest difference from the segmenter: 0.0e+00, of logits up to ")
     assert difference.endswith("images 2 x 3 x 25 x 41, 1 x 3 x 32 x 48, 3 x 3 x 31 x 24, 1 x 3 x 17 x 17")
     assert read(out)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 32, 32)
