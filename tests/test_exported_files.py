@@ -17,6 +17,10 @@ from rein.cli import main
 from rein.testing import tiny_vit
 from test_heads import HEADS
 
+# torch.export of older versions does not take sizes that are no multiples of a patch; docs/compatibility.md says so
+OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
+pytestmark = pytest.mark.skipif(OLD, reason="dynamic sizes of torch.export were tested with torch 2.14 and newer")
+
 KINDS = ["pt2", pytest.param("onnx", marks=pytest.mark.slow)]
 
 

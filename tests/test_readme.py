@@ -27,6 +27,8 @@ BLOCKS = [
 @pytest.mark.parametrize(("text", "code"), BLOCKS)
 def test_python_blocks_run(text, code, tmp_path, monkeypatch):
     """Every block runs on its own. Models are narrower and not pretrained; depth, patch and sizes are those of the named model."""
+    if "export_segmenter" in code and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14):
+        pytest.skip("dynamic sizes of torch.export were tested with torch 2.14 and newer")
     real = timm.create_model
 
     def small(name, pretrained=False, **settings):

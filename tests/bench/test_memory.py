@@ -66,12 +66,12 @@ def test_the_peak_covers_the_action_only():
     def peak_of_allocating(amount):
         return memory.peak_of_process(lambda: torch.ones(amount * megabytes // 4))
 
-    first = peak_of_allocating(64)
+    first = peak_of_allocating(256)
     if first["peak_bytes"] is None:
         assert "not measured" in first["peak_of"]
         return
-    assert 60 * megabytes < first["peak_bytes"] < 80 * megabytes
-    assert peak_of_allocating(16)["peak_bytes"] < 40 * megabytes  # the earlier allocation does not count
+    assert 200 * megabytes < first["peak_bytes"] < 300 * megabytes  # freed memory of other tests may be used again
+    assert peak_of_allocating(32)["peak_bytes"] < 100 * megabytes  # the earlier allocation does not count
 
 
 def test_the_largest_batch_and_crop_fit_and_the_next_larger_ones_do_not(rows):

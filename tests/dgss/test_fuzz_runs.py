@@ -174,7 +174,14 @@ def test_comparing_runs_with_changed_results(run, tmp_path, count):
 
     survive(read, changed_values(content, count), size_of=lambda _: 100 * 2**20)
     assert {entry.name for entry in tmp_path.iterdir()} <= {"other", "out"}
-    assert {entry.name for entry in out.iterdir()} <= {"dusk.png", "fog.png", "panel.png", "results.json", "table.txt"}
+    assert {entry.name for entry in out.iterdir()} <= {
+        "dusk.png",
+        "fog.png",
+        "index.html",
+        "panel.png",
+        "results.json",
+        "table.txt",
+    }
 
 
 # -- configurations
