@@ -22,8 +22,8 @@ test: .venv/installed  ## format, lint, types and the whole test suite
 test-quick: .venv/installed  ## the tests of the core: adapter, injection, files, heads, layout; under two minutes
 	$(BIN)/python -m pytest -n $(JOBS) -m "not sweep and not slow" $(addprefix tests/test_,$(addsuffix .py,$(QUICK)))
 
-test-backbones: .venv/installed  ## every model name of timm, on meta tensors: about ten minutes
-	$(BIN)/python -m pytest -m sweep tests/test_all_backbones.py
+test-backbones: .venv/installed  ## every model name of timm, on meta tensors, and every check of the slow families: about ten minutes
+	$(BIN)/python -m pytest -m sweep tests/test_all_backbones.py tests/test_families.py
 
 test-recipes: .venv/installed  ## one training step of every recipe, and every corruption: some minutes
 	$(BIN)/python -m pytest -m sweep tests/dgss --ignore-glob '*fuzz*'

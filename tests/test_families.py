@@ -37,6 +37,23 @@ LAYOUTS = {  # (layout, width, number of prefix tokens) of the first and the las
 }
 NEED_TORCH_2_14 = {"CoaT", "CrossVit", "EfficientVit", "EfficientVitLarge", "Visformer"}  # autocast and others on meta tensors
 BUILDERS = {**FAMILIES, **STAGED}
+# the slowest, all convolutional or mixed, of which the ordinary run has others; `make test-backbones` has all
+SWEEP = {
+    "MobileNetV5",
+    "Sequencer2d",
+    "RepVit",
+    "NextViT",
+    "RepGhostNet",
+    "IFormer",
+    "LowFormer",
+    "GlobalContextVit",
+    "SHViT",
+    "GhostNet",
+}
+SWEEP |= {"EfficientVitMsra", "HighPerfGpuNet", "EfficientVit", "SwiftFormer", "MobileNetV3", "RegNet", "VovNet", "LCNetV2"}
+every_family = pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.sweep) if name in SWEEP else name for name in BUILDERS]
+)
 
 
 def example_image(model):
@@ -58,7 +75,7 @@ def make(family):
             raise
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@every_family
 @pytest.mark.filterwarnings("ignore")
 def test_every_check_passes_and_leaves_the_model_unchanged(family):
     model = make(family)
@@ -71,7 +88,7 @@ def test_every_check_passes_and_leaves_the_model_unchanged(family):
     assert [module.training for module in model.modules()] == modes
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@every_family
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_is_as_before_after_wrap_a_training_step_and_unwrap(family):
     model = make(family)

@@ -130,6 +130,7 @@ def tiny(plan: Plan) -> Plan:
         contenders=plan.contenders[:2],
         budget=Budget(steps=2, batch=2, crop=32),
         choosing=None,
+        first=FEWER,
         counts=Counts(4, 2, 2),
         seeds=(0, 1),
         limit=4,

@@ -173,6 +173,7 @@ def test_an_interrupted_benchmark_goes_on_after_its_finished_parts(tmp_path, mon
     assert json.loads((tmp_path / "recipe.json").read_text())["rows"] == [{"name": name} for name in "abc"]
 
 
+@pytest.mark.sweep
 def test_the_backbones_of_a_gpu_can_be_built_and_adapted_at_their_sizes():
     for name, size, _, chosen, _ in throughput.FULL_GPU:
         assert set(chosen) <= set(forms.FORMS)

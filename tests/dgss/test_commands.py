@@ -717,7 +717,7 @@ class TestKilled:
     @pytest.mark.parametrize(
         ("when", "batches"),
         [
-            ("on_train_batch_start", [1]),
+            pytest.param("on_train_batch_start", [1], marks=pytest.mark.sweep),
             ("on_train_batch_start", [9, 9]),  # and again with one gradient gathered since it went on from batch 8
             ("on_before_optimizer_step", [9]),
             ("on_validation_batch_start", [7]),

@@ -46,7 +46,7 @@ def configuration(data, out, **model):
     }
 
 
-@pytest.mark.parametrize("method", ["rein", "full", "soma"])
+@pytest.mark.parametrize("method", ["rein", "full", pytest.param("soma", marks=pytest.mark.sweep)])
 def test_data_parallel_training_and_evaluation_need_no_settings(tmp_path, method):
     """A linear head uses no queries, and full fine-tuning no final norm; DDP still finds a gradient for every parameter."""
     data = make_folder(tmp_path / "data", count=5)
