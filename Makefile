@@ -25,8 +25,9 @@ test-quick: .venv/installed  ## the tests of the core: adapter, injection, files
 test-backbones: .venv/installed  ## every model name of timm, on meta tensors, and every check of the slow families: about ten minutes
 	$(BIN)/python -m pytest -m sweep tests/test_all_backbones.py tests/test_families.py
 
-test-recipes: .venv/installed  ## one training step of every recipe, and every corruption: some minutes
-	$(BIN)/python -m pytest -m sweep tests/dgss --ignore-glob '*fuzz*'
+test-recipes: .venv/installed  ## one training step of every recipe, every corruption, and the rest of the sweep: some minutes
+	$(BIN)/python -m pytest -m sweep tests --ignore-glob '*fuzz*' --ignore tests/test_all_backbones.py --ignore tests/test_families.py \
+		--ignore tests/test_crashes.py
 
 fuzz: .venv/installed  ## every reader of files with thousands of damaged files, and 200 kills while saving: about half an hour
 	$(BIN)/python -m pytest -n $(JOBS) -m sweep tests/test_fuzz_files.py tests/dgss/test_fuzz_runs.py tests/dgss/data/test_fuzz_data.py tests/test_crashes.py

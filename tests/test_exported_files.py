@@ -316,7 +316,7 @@ def test_int8_refuses_a_backbone_that_trains():
     assert not quantized_names(model)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["pt2", pytest.param("onnx", marks=pytest.mark.sweep)])
 def test_a_file_with_int8_weights_is_smaller_and_its_reader_needs_no_torchao(kind, tmp_path):
     pytest.importorskip("torchao")
     wide = {"embed_dim": 256, "num_heads": 4, "depth": 2}

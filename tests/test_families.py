@@ -50,7 +50,17 @@ SWEEP = {
     "SHViT",
     "GhostNet",
 }
-SWEEP |= {"EfficientVitMsra", "HighPerfGpuNet", "EfficientVit", "SwiftFormer", "MobileNetV3", "RegNet", "VovNet", "LCNetV2"}
+SWEEP |= {
+    "EfficientVitMsra",
+    "HighPerfGpuNet",
+    "EfficientVit",
+    "SwiftFormer",
+    "MobileNetV3",
+    "RegNet",
+    "VovNet",
+    "LCNetV2",
+    "VOLO",
+}
 every_family = pytest.mark.parametrize(
     "family", [pytest.param(name, marks=pytest.mark.sweep) if name in SWEEP else name for name in BUILDERS]
 )

@@ -489,7 +489,7 @@ def test_an_interrupt_at_any_line_of_wrap_leaves_the_model_unchanged():
     rein.wrap(model, SMALL)
 
 
-@pytest.mark.parametrize("wrapped_before", [False, True])
+@pytest.mark.parametrize("wrapped_before", [False, pytest.param(True, marks=pytest.mark.sweep)])
 def test_an_interrupt_at_any_line_of_load_leaves_the_model_unchanged(wrapped_before, tmp_path):
     files = ["checkpoint.py", *WRAP_FILES]
     rein.save(rein.wrap(small_bare_model(), SMALL), tmp_path / "a.safetensors")

@@ -6,6 +6,7 @@ from benchmarks.options import Options
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of Lightning and the exporters
 
 
+@pytest.mark.sweep
 def test_sizes_speeds_and_miou_are_stated_for_both_kinds_of_weights():
     for module in ("onnx", "onnxscript", "onnxruntime", "torchao"):
         pytest.importorskip(module)
