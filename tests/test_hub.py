@@ -294,6 +294,7 @@ def test_the_card_of_an_adapter_names_timms_weights_and_their_licence(hub):
     assert front["base_model"] == "timm/vit_tiny_patch16_224.augreg_in21k"
     assert front["license"] == "apache-2.0"
     assert "pipeline_tag" not in front
+    assert 'model = timm.create_model("vit_tiny_patch16_224.augreg_in21k", pretrained=True, num_classes=0, ' in body
     assert 'rein.load(model, "hf://me/night")' in body
 
 

@@ -94,12 +94,11 @@ class Step:
             sharded: spread weights, gradients and optimizer state by FSDP2; otherwise every device has all of them.
         """
         fixed = _fixed(self)
-        # the optimizer copies what trains
-        activations = max(_activations(self, batch), fixed.weights["gradients"])
-        if not sharded:
-            return Memory(**fixed.weights, activations=activations, buckets=fixed.weights["gradients"] if devices > 1 else 0)
-        parts = {name: -(-size // devices) for name, size in fixed.weights.items()}
-        return Memory(**parts, activations=activations, gathered=fixed.gathered)
+        parts = {name: -(-size // devices) if sharded else size for name, size in fixed.weights.items()}
+        activations = max(_activations(self, batch), parts["gradients"])  # the optimizer copies what trains
+        if sharded:
+            return Memory(**parts, activations=activations, gathered=fixed.gathered)
+        return Memory(**parts, activations=activations, buckets=parts["gradients"] if devices > 1 else 0)
 
     def largest_batch(self, budget: float, devices: int = 1, *, sharded: bool = False) -> int:
         """The largest number of images for each device that needs at most `budget` bytes; 0 if not even one image fits."""
@@ -141,13 +140,11 @@ class Report:
     Attributes:
         title: what was counted: recipe, precision, crop, batch and devices.
         columns: by title, the memory of one device, and the largest number of images for each device.
-        devices: number of devices.
         budget: bytes of one device, without its context.
     """
 
     title: str
     columns: Mapping[str, tuple[Memory, int]]
-    devices: int
     budget: float
 
     @property
@@ -228,7 +225,7 @@ def plan(recipe: str, *, devices: int = 1, memory: float = 80, batch: int | None
                 if not checkpointing or "checkpointing" not in str(error):
                     raise
     title = f"{recipe}: {step.precision}, crops of {step.crop} x {step.crop}, {batch} images per step and device"
-    return Report(f"{title}; {devices} x {memory:g} GB, of which {CONTEXT:g} for the context", columns, devices, budget)
+    return Report(f"{title}; {devices} x {memory:g} GB, of which {CONTEXT:g} for the context", columns, budget)
 
 
 @dataclass(frozen=True)
