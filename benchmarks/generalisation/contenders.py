@@ -59,13 +59,11 @@ CONTENDERS = (
 )
 CORE = Contender("rein core", "rein-core", _TEXT, about="full tokens, separate MLPs in every layer")
 ABLATIONS = (
-    Contender("rein share", "rein-share", _TEXT, about="full tokens, shared MLPs"),
     Contender("rein m=25 r=4", "rein", {**_TEXT, "num_tokens": 25, "rank": 4}, about="fewer tokens, lower rank"),
     Contender("rein no tokens", "rein", {**_TEXT, "num_tokens": 1, "rank": 1}, about="the shared linear layer alone"),
     Contender(
         "rein s=0.1", "rein", {**_FREE, "scale_init": 0.1}, about="the authors' initialisation with a scale 100 times as large"
     ),
-    Contender("rein raw", "rein", {**_TEXT, "use_softmax": False}, about="similarity without softmax"),
     Contender("rein fast tokens", "rein", _TEXT, token_factor=10, about="ten times the rate for the tokens"),
     Contender("rein late", "rein", {**_TEXT, "blocks": [4, 5, 6, 7]}, about="in the last half of the blocks only"),
 )
