@@ -10,8 +10,9 @@ from PIL import Image
 from dgss import trees
 from rein.dgss.data.datamodule import Domain, DomainData, EvaluationDataset
 from rein.dgss.data.protocols import PROTOCOLS, Preparation, find_protocol
-from rein.dgss.data.resampling import halve_image, halve_label, resize_image
+from rein.dgss.data.resampling import halve_image, halve_label
 from rein.errors import InputError
+from rein.resizing import resize_image
 from rein.segmenter import _windows
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rein.dgss.data.resampling import fitted_size, halve_image, halve_label, resize_image, resize_label
+from rein.dgss.data.resampling import fitted_size, halve_image, halve_label, resize_label
+from rein.resizing import resize_image
 
 cv2 = pytest.importorskip("cv2")
 # (height, width) before and after, larger and smaller; the first six are those of the published settings

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from rein.dgss.data.resampling import resize_image, resize_label
+from rein.dgss.data.resampling import resize_label
 from rein.dgss.data.transforms import Normalize, ScaleAndCrop, TrainingTransform
 from rein.errors import InputError
+from rein.resizing import resize_image
 
 
 def pair(height=48, width=96):

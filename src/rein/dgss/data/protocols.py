@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from rein.dgss.data.pairs import Sample
-from rein.dgss.data.resampling import fitted_size, halve_image, halve_label, resize_image
+from rein.dgss.data.resampling import fitted_size, halve_image, halve_label
 from rein.errors import InputError
-from rein.resizing import resize_to_edge
+from rein.resizing import resize_image, resize_to_edge
 
 RESAMPLING = "bilinear without antialias, 8 bits"
 

@@ -1,4 +1,4 @@
-"""Resizing of 8-bit images and of labels, as OpenCV does it: bilinear without antialias, and nearest.
+"""Resizing of labels as OpenCV does it (nearest), and halving of pairs. `rein.resizing` has the resizing of images.
 
 The published figures were obtained with these rules, in training and in evaluation. A part of a resized image can be computed alone.
 """
@@ -12,13 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rein.resizing import resize_image as resize_image
-
 Size = tuple[int, int]  # height, width
 
 
 def resize_label(label: Tensor, size: Size, part: tuple[slice, slice] | None = None) -> Tensor:
-    """Resize a label (H, W): the nearest pixel at or before each position, as OpenCV's INTER_NEAREST. As `resize_image`."""
+    """Resize a label (H, W): the nearest pixel at or before each position, as OpenCV's INTER_NEAREST. `part` as in `resize_image`."""
     if part is None and tuple(label.shape) == size:
         return label
     rows, columns = part or (slice(0, size[0]), slice(0, size[1]))

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from rein.dgss.data.pairs import Sample
 from rein.dgss.data.photometric import PhotometricDistort
-from rein.dgss.data.resampling import resize_image, resize_label
+from rein.dgss.data.resampling import resize_label
 from rein.dgss.labels import IGNORE_LABEL
 from rein.errors import InputError
+from rein.resizing import resize_image
 
 _MAX_CROP_ATTEMPTS = 10
 _MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean, which normalisation takes to 0, within 0.01

@@ -17,10 +17,10 @@ from PIL import Image
 from rein.dgss import panels
 from rein.dgss.data.datamodule import DomainData
 from rein.dgss.data.protocols import RESAMPLING
-from rein.dgss.data.resampling import resize_image
 from rein.dgss.data.submissions import label_ids
 from rein.dgss.evaluation.results import Example, Published, Result, class_table, result_table, write_run
 from rein.dgss.labels import LabelSpace
+from rein.resizing import resize_image
 
 EXAMPLES = 3  # pairs of each domain whose pictures are kept
 
