@@ -322,7 +322,7 @@ def demo_of_machine(contents: dict[int, dict]) -> str:
     steps = f"{first['runs'][0]['steps']} steps, " if "steps" in first["runs"][0] else ""
     facts = f"{steps}seeds {', '.join(map(str, contents))}; {generalisation_tables.UNSEEN}: {', '.join(unseen)}; "
     facts += f"torch {first['versions']['torch']}"
-    return f"`OMP_NUM_THREADS=1 rein demo --seed N`, {facts}; {link(first)}:\n\n{table}"
+    return f"`OMP_NUM_THREADS=1 rein demo --seed N --out runs/demo-N`, {facts}; {link(first)}:\n\n{table}"
 
 
 TABLES = {

@@ -241,6 +241,14 @@ def test_an_exported_file_is_served_and_one_without_argmax_is_refused(serve, tmp
     expected = torch.export.load(tmp_path / "model.pt2").module()(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     with Image.open(io.BytesIO(answer)) as classes:
         assert np.array_equal(np.asarray(classes), expected[0].numpy())
+    export.export_segmenter(model, tmp_path / "fixed.pt2", normalise=True, argmax=True, batch=1, size=(33, 40))
+    port = serve(server.read_model(tmp_path / "fixed.pt2"), min_side=17)
+    assert send(port, encoded(33, 40)[0])[0] == 200
+    message = b"the image has 33 x 40 pixels; the model takes 40 x 33; resize it first\n"
+    assert send(port, encoded(40, 33)[0])[:2] == (400, message)
+    export.export_segmenter(model, tmp_path / "batch.pt2", normalise=True, argmax=True, batch=2)
+    with pytest.raises(SystemExit, match="takes batches of 2 images; write it without --batch, or with --batch 1"):
+        server.read_model(tmp_path / "batch.pt2")
     export.export_segmenter(model, tmp_path / "logits.pt2")
     with pytest.raises(SystemExit, match=r"takes tensor\(float32\) and returns logits; write it with: rein export FILE"):
         server.read_model(tmp_path / "logits.pt2")

@@ -5,9 +5,9 @@ curl --data-binary @photo.jpg http://127.0.0.1:8000/ > classes.png
 
 POST / takes a PNG or JPEG and returns a PNG of class numbers at the same size. GET /health returns "ok". One image is segmented at a
 time, and `--queue` images wait. More get 503 at once, so that nobody waits long and the memory stays bounded. Errors are one line of
-text: 400 for a body that is no image or is cut off, 408 for a body that does not arrive, 411 without Content-Length, 413 for too many
-bytes or pixels, 500 if the model fails, 503 if the server is full. It has no encryption and no passwords: outside of a private
-network, put a reverse proxy before it.
+text: 400 for a body that is no image or is cut off, and for an image of a size that the model does not take, 408 for a body that does
+not arrive, 411 without Content-Length, 413 for too many bytes or pixels, 500 if the model fails, 503 if the server is full. It has no
+encryption and no passwords: outside of a private network, put a reverse proxy before it.
 """
 
 import argparse
@@ -146,6 +146,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             with self.server.turn:
                 return self.server.run(image[None].transpose(0, 3, 1, 2))[0]
+        except RequestError:
+            raise
         except Exception as error:  # the server goes on
             log.exception("the model failed on an image of shape %s", image.shape)
             raise RequestError(500, "the model failed on this image") from error
@@ -197,7 +199,7 @@ def read_model(path: Path, threads: int | None = None) -> Run:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        names = [session.get_inputs()[0].type, session.get_outputs()[0].name]
+        names, shape = [session.get_inputs()[0].type, session.get_outputs()[0].name], session.get_inputs()[0].shape
         run = lambda images: session.run(None, {"images": np.ascontiguousarray(images)})[0]  # noqa: E731
     else:
         import torch
@@ -210,6 +212,7 @@ def read_model(path: Path, threads: int | None = None) -> Run:
         output = next(node for node in program.graph.nodes if node.name == program.graph_signature.user_outputs[0])
         dtypes = [each.meta["val"].dtype for each in (example, output)]
         names = [f"tensor({str(dtypes[0]).removeprefix('torch.')})", "classes" if dtypes[1] == torch.uint8 else "logits"]
+        shape = example.meta["val"].shape
 
         def run(images: np.ndarray) -> np.ndarray:
             with torch.no_grad():
@@ -217,19 +220,33 @@ def read_model(path: Path, threads: int | None = None) -> Run:
 
     if names != ["tensor(uint8)", "classes"]:
         sys.exit(f"{path} takes {names[0]} and returns {names[1]}; write it with: rein export FILE {path} --normalise --argmax")
-    return run
+    fixed = [side if isinstance(side, int) else None for side in shape]  # None: any
+    if fixed[0] not in (None, 1):
+        sys.exit(f"{path} takes batches of {fixed[0]} images; write it without --batch, or with --batch 1")
+
+    def run_checked(images: np.ndarray) -> np.ndarray:
+        (height, width), (rows, columns) = images.shape[2:], fixed[2:]
+        if rows not in (None, height) or columns not in (None, width):
+            raise RequestError(400, f"the image has {width} x {height} pixels; the model takes {columns} x {rows}; resize it first")
+        return run(images)
+
+    return run_checked
+
+
+class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The text above as it is, and the default of each option."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("model", type=Path, help="a .onnx or .pt2 file of rein export with --normalise --argmax")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve at")
+    parser.add_argument("--port", type=int, default=8000, help="port to serve at; 0 takes a free one")
     parser.add_argument("--queue", type=int, default=8, help="number of images that wait while another is segmented")
     parser.add_argument("--max-bytes", type=int, default=20_000_000, help="largest body of a request")
     parser.add_argument("--max-pixels", type=int, default=4_000_000, help="largest height x width of an image")
     parser.add_argument("--min-side", type=int, default=64, help="smallest height and width of an image")
-    parser.add_argument("--threads", type=int, help="processor threads of the model")
+    parser.add_argument("--threads", type=int, help="processor threads of the model; by default, the runtime chooses")
     options = parser.parse_args()
     if not options.model.is_file():
         parser.error(f"{options.model} is no file; expected a file of rein export")

@@ -423,8 +423,7 @@ def describe_file(path: str | os.PathLike[str]) -> str:
     """
     tensors, header = read(path)
     numbers, size = (sum(counts) for counts in zip(*((t.numel(), t.nbytes) for t in tensors.values()), strict=True))
-    given = "path" if "name" in header.backbone else "path, backbone"
-    reader = "rein.load(model, path)" if header.kind == "adapter" else f"rein.Segmenter.load({given})"
+    reader = "rein.load(model, path)" if header.kind == "adapter" else f"rein.Segmenter.load({arguments_to_load('path', header)})"
     rows = [
         ("tensors", f"{len(tensors)}, {numbers:,} numbers, {size / 1e6:.2f} MB"),
         *describe_header(header),
@@ -432,6 +431,14 @@ def describe_file(path: str | os.PathLike[str]) -> str:
     ]
     first = f"{path}: {header.kind}, format {header.format_version}, written by rein {header.rein_version}"
     return "\n".join([first, *(f"{title:9} {text}" for title, text in rows)])
+
+
+def arguments_to_load(path: str, header: Header) -> str:
+    """The arguments of `Segmenter.load` for a file, as code: the expression `path`, and the backbone or its weights if it needs them."""
+    weights = ((header.about or {}).get("notes") or {}).get("weights_file")
+    if "name" not in header.backbone:
+        return f"{path}, backbone"
+    return f"{path}, weights={json.dumps(one_line(weights))}" if isinstance(weights, str) else path
 
 
 def describe_header(header: Header) -> list[tuple[str, str]]:
@@ -458,7 +465,7 @@ def describe_header(header: Header) -> list[tuple[str, str]]:
         rows.append(("ignored", f"label {about['ignore_label']:g}"))
     notes = about.get("notes", {})
     return rows + [
-        (one_line(key), one_line(_describe_value(notes[key]), 2000)) for key in notes if notes[key] not in (None, {}, [])
+        (one_line(key), one_line(_describe_value(notes[key]), 2000)) for key in notes if notes[key] not in (None, {}, [], "")
     ]
 
 

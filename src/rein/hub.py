@@ -109,8 +109,8 @@ def model_card(header: checkpoint.Header, repository: str, license: str | None =
     what, use = "An adapter", [*_backbone_code(header.backbone), f'rein.load(model, "hf://{repository}")']
     if header.kind == "segmenter":
         what = "A decode head" if header.config is None else "An adapter and a decode head"
-        given = "" if "name" in header.backbone else ", backbone"
-        use = [f'segmenter = rein.Segmenter.load("hf://{repository}"{given})']
+        given = checkpoint.arguments_to_load(f'"hf://{repository}"', header)
+        use = [f"segmenter = rein.Segmenter.load({given})"]
         if classes:
             use.append('segmenter.segment("photo.jpg").overlay().save("overlay.png")')
     rows = "\n".join(f"| {_cell(title)} | {_cell(text)} |" for title, text in checkpoint.describe_header(header))

@@ -510,6 +510,8 @@ def test_the_backbone_of_a_method_that_can_be_merged_is_exported_as_a_bare_one(d
     torch.testing.assert_close(got, expected, rtol=0, atol=2e-6 * expected.abs().max().item())
     alone = rein.Segmenter.load(tmp_path / "out/segmenter.safetensors", weights=tmp_path / "out/backbone.safetensors")
     assert torch.equal(alone.predict(model.normalize(images), 32), got)
+    described = rein.checkpoint.describe_file(tmp_path / "out/segmenter.safetensors")
+    assert described.endswith('rein.Segmenter.load(path, weights="backbone.safetensors")')
 
 
 def test_the_average_starts_at_its_step_and_every_step_has_its_weight_decay(data, tmp_path, monkeypatch):

@@ -46,6 +46,7 @@ from rein.dgss.training.progress import ProgressLines
 from rein.errors import CheckpointError, InputError, ReinError, one_line
 from rein.injection import is_wrapped
 
+BACKBONE_FILE = "backbone.safetensors"  # in a run's folder: the backbone into which the method's part is merged
 TRAINER_DEFAULTS = {
     "max_steps": 40_000,
     "max_epochs": 1,  # the loader serves all steps in one epoch
@@ -357,8 +358,8 @@ class ReinCLI(LightningCLI):
                     segmenter = rein.Segmenter(backbone, segmenter.head, segmenter.indices)
                     state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
                     if self.trainer.is_global_zero:
-                        replace_file(self.out / "backbone.safetensors", safetensors.torch.save(state))
-                self._state_facts(segmenter)
+                        replace_file(self.out / BACKBONE_FILE, safetensors.torch.save(state))
+                self._state_facts(segmenter, BACKBONE_FILE if merges else None)
                 segmenter.save(self.out / "segmenter.safetensors")
                 if is_wrapped(backbone):
                     rein.save(backbone, self.out / "adapter.safetensors")
@@ -367,8 +368,13 @@ class ReinCLI(LightningCLI):
         if not self.quiet:
             rank_zero_info(f"To evaluate it: rein test --config {self.out / 'config.yaml'}")
 
-    def _state_facts(self, segmenter: rein.Segmenter) -> None:
-        """Set what a user of the segmenter file needs to know: classes, normalisation, and notes on the training."""
+    def _state_facts(self, segmenter: rein.Segmenter, weights: str | None) -> None:
+        """Set what a user of the segmenter file needs to know: classes, normalisation, and notes on the training.
+
+        Args:
+            segmenter: what is saved.
+            weights: name of the file with the backbone's weights, if the method changed them.
+        """
         model, data = self.model, self.datamodule
         names = data.space.names
         segmenter.classes, segmenter.palette = list(names), [*data.space.palette[: len(names)]]
@@ -379,6 +385,7 @@ class ReinCLI(LightningCLI):
         scores = model.source_scores(names)
         segmenter.notes = {
             "method": model.method,
+            "weights_file": weights,
             "sources": [domain.name for domain in data.sources],
             "steps": self.trainer.global_step,
             "state": self._get(self.config, "state"),
