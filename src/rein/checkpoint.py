@@ -434,7 +434,7 @@ def describe_file(path: str | os.PathLike[str]) -> str:
 
 
 def arguments_to_load(path: str, header: Header) -> str:
-    """The arguments of `Segmenter.load` for a file, as code: the expression `path`, and the backbone or its weights if it needs them."""
+    """The arguments of `Segmenter.load` for a file, as code: the expression `path`, and the backbone or weights that it needs."""
     weights = ((header.about or {}).get("notes") or {}).get("weights_file")
     if "name" not in header.backbone:
         return f"{path}, backbone"
