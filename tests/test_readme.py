@@ -38,9 +38,9 @@ def test_python_blocks_run(text, code, tmp_path, monkeypatch):
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)  # as torchrun does
     monkeypatch.chdir(tmp_path)
-    if '"segmenter.safetensors")' in code:  # what a reader has after rein fit, and a photograph
+    for name in set(re.findall(r'Segmenter\.load\("(\w+\.safetensors)"', code)):  # what a reader has by now, and a photograph
         vit = rein.wrap(rein.testing.pocket_vit(), rein.ReinConfig(num_tokens=4, rank=2))
-        rein.Segmenter(vit, rein.heads.LinearHead(vit.embed_dim, 2)).save("segmenter.safetensors")
+        rein.Segmenter(vit, rein.heads.LinearHead(vit.embed_dim, 3)).save(name)
         Image.new("RGB", (40, 30)).save("photo.jpg")
     exec(compile(code, f"{text.name}", "exec"), {})
 

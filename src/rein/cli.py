@@ -560,7 +560,7 @@ def _add_demo(commands: Any) -> None:
         "--lr",
         type=_rate,
         metavar="RATE",
-        help="learning rate of the head (default: 0.03 for pocket_vit, 0.001 for others); those of the adapter (0.0003, "
+        help="learning rate of the head (default: 0.03 for pocket_vit, 0.001 for others); those of the adapter (0.01, "
         "0.0001) and of the backbone (0.001, 0.00001) change in proportion",
     )
     demo.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of weights, scenes and data order")

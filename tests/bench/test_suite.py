@@ -229,7 +229,7 @@ def test_the_table_of_the_demo_compares_every_method_with_the_first_one(monkeypa
         write_results(tmp_path / f"machine/demo-seed{seed}.json", settings, results, {"day": "held-out source"})
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     source, _, header, _, frozen, rein = report.demo().splitlines()
-    assert "rein demo --seed N`, seeds 2, 10; mean of unseen: fog; torch" in source
+    assert "rein demo --seed N --out runs/demo-N`, seeds 2, 10; mean of unseen: fog; torch" in source
     assert header.split(" | ")[2:] == ["day (held-out source)", "fog", "mean of unseen", "minus frozen [95 %] |"]
     assert frozen == "| frozen | 0 (0.0%) | 30.0 ± 0.0 | 10.6 ± 0.6 | 10.6 ± 0.6 |  |"
     assert rein == "| rein | 250 (25.0%) | 40.0 ± 0.0 | 20.6 ± 0.6 | 20.6 ± 0.6 | +10.0 [+10.0, +10.0] |"

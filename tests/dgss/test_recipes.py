@@ -246,7 +246,9 @@ def evaluate(config, out, targets, capsys):
     assert list(content["results"][0]["miou"]) == titles(targets)
     published = config.get("published")
     assert content["published"] == (published and {"miou": {}, "mean": None, "note": "", **published})
-    assert ("published: " in capsys.readouterr().out) == bool(published and published.keys() & {"miou", "mean"})
+    assert ("published, for the settings of the recipe: " in capsys.readouterr().out) == bool(
+        published and published.keys() & {"miou", "mean"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -283,6 +285,7 @@ def test_a_recipe_states_its_title_and_published_figures(recipe):
     assert config["out"] == f"runs/{recipe.name}"
     published = config["published"]
     assert published["source"]
+    assert not (published["source"].startswith("none") and published.keys() & {"miou", "mean"})
     domains = [target["dataset"] for target in config["data"]["targets"]]
     assert set(published.get("miou", {})) <= set(domains)
     figures = [*published.get("miou", {}).values(), *([published["mean"]] if "mean" in published else [])]
@@ -484,15 +487,16 @@ def test_bases_are_merged_in_order_and_the_recipes_settings_come_last(folder):
         bases_third="model: {ema: 3, head: three}",
         parent="bases: [first]\nmodel: {window: 4}",
         recipe="# Title\nbases: [parent, second]\nmodel: {method_settings: {rank: null}, lr: 5}\ndata: {crop: null}",
-        other="out: elsewhere",
+        other="out: elsewhere\npublished: {mean: 1.0}",
+        changed="bases: [other]\nmodel: {lr: 6}",
     )
     assert recipes.resolve("recipe") == {
         "out": "runs/recipe",
         "model": {"lr": 5, "ema": 2, "method_settings": {"rank": None, "query_dim": 1}, "head": "three", "window": 4},
         "data": {"sources": ["c"], "crop": None},
     }
-    assert recipes.resolve("other") == {"out": "elsewhere"}
-    assert [(recipe.name, recipe.title) for recipe in recipes.listed()] == [("other", ""), ("parent", ""), ("recipe", "Title")]
+    assert recipes.resolve("other") == {"out": "elsewhere", "published": {"mean": 1.0}}
+    assert recipes.resolve("changed") == {"out": "elsewhere", "model": {"lr": 6}}  # the figure is of the base's settings
 
 
 @pytest.mark.parametrize(

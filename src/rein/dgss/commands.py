@@ -154,7 +154,9 @@ class ReinCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the settings beside those of model, data and trainer."""
-        parser.add_argument("--out", type=str, default="runs/fit", help="folder of the run")
+        parser.add_argument(
+            "--out", type=str, default="runs/fit", help="folder of the run; for a recipe or a file with bases, runs/ and its name"
+        )
         parser.add_argument(
             "--state",
             type=Literal["last", "best"],

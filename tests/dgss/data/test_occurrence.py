@@ -62,6 +62,10 @@ def test_training_and_evaluation_refuse_a_class_that_never_occurs_in_the_source(
     for method in ("train_dataloader", "test_dataloader"):
         with pytest.raises(InputError, match=NEVER + REMEDY):
             getattr(opened([domain(root, "day")], [domain(root, "night")]), method)()
+    with pytest.raises(InputError, match="2 other pairs are held out and do not train; data.held_out sets their number"):
+        opened([domain(root, "day")]).train_dataloader()
+    with pytest.raises(InputError, match=r"\(--allow-absent-classes for rein data check and rein demo\)\.$"):
+        opened([domain(root, "day")], held_out=0).train_dataloader()
 
 
 def test_the_option_that_maps_values_is_the_remedy(tmp_path):
@@ -179,7 +183,8 @@ def test_the_commands_refuse_masks_of_0_and_255(tmp_path, capsys):
     check = ["data", "check", "folder", str(root), "--split", "day"]
     assert main(check) == 2
     checked = capsys.readouterr().err
-    assert checked.partition("; ")[2] == said.partition("; ")[2] + "\n"
+    remark = " 2 other pairs are held out and do not train; data.held_out sets their number."
+    assert said.partition("; ")[2] == checked.partition("; ")[2].strip() + remark
     assert main([*check, "--allow-absent-classes"]) == 0
     assert main([*check, "--limit", "2"]) == 0  # absence is known only after all labels
     assert "classes without pixels, of 2 labels that were read: crack" in capsys.readouterr().out

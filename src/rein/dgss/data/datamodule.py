@@ -243,7 +243,11 @@ class DomainData(lightning.LightningDataModule):
         published = {name for spec in specs if spec.absent is not None for name in spec.space.names if name not in spec.absent}
         found = find_classes([opened[1:] for opened in stated], self.space, self.num_classes, frozenset(published))
         names = ", ".join(repr(domain.name) for domain, *_ in stated)
-        return found.describe_absent(f"the source{'s' * (len(stated) > 1)} {names}") if found.absent else ""
+        if not found.absent:
+            return ""
+        held_out = sum(len(pairs) - len(indices) for _, pairs, indices in stated)
+        remark = f" {held_out:,} other pairs are held out and do not train; data.held_out sets their number." if held_out else ""
+        return found.describe_absent(f"the source{'s' * (len(stated) > 1)} {names}") + remark
 
     def _check_fit(self, training: Sequence[Opened], validation: Sequence[Opened]) -> None:
         """Refuse sources without a class, and validation pairs that cannot choose a state; log how labels encode classes.

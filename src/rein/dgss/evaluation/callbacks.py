@@ -121,7 +121,7 @@ class EvaluationReport(Callback):
         write_run(self.out, settings, result, self.data.space, self._examples, sources, roles)
         self.say(f"{self._describe_protocol(model)}\n\n{class_table(result)}\n\n{result_table([result], roles)}")
         if self.published is not None and (self.published.miou or self.published.mean is not None):
-            self.say(f"published: {self.published}")
+            self.say(f"published, for the settings of the recipe: {self.published}")
         self.say(f"results.json and examples are in {self.out / 'test'}; to see them, open {self.out / 'test' / 'index.html'}")
 
     def _result(self, model: Any, names: list[str]) -> Result:

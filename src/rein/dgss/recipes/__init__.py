@@ -166,6 +166,7 @@ def _expand(path: Path, parents: tuple[Path, ...] = ()) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for name in bases:
         merged = _merge(merged, _expand(_find_base(name, path), (*parents, path)))
+    merged.pop("published", None)  # of the base's settings, and of no others
     return _merge(merged, config)
 
 
