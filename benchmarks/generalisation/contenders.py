@@ -59,8 +59,6 @@ CONTENDERS = (
 )
 CORE = Contender("rein core", "rein-core", _TEXT, about="full tokens, separate MLPs in every layer")
 ABLATIONS = (
-    Contender("rein m=25 r=4", "rein", {**_TEXT, "num_tokens": 25, "rank": 4}, about="fewer tokens, lower rank"),
-    Contender("rein no tokens", "rein", {**_TEXT, "num_tokens": 1, "rank": 1}, about="the shared linear layer alone"),
     Contender(
         "rein s=0.1", "rein", {**_FREE, "scale_init": 0.1}, about="the authors' initialisation with a scale 100 times as large"
     ),

@@ -85,9 +85,9 @@ PLANS = {
         Plan(
             "ablations",
             STREETS,
-            (*_named(FREEZE, "rein zero-init"), CORE, *ABLATIONS),
+            (*_named(FREEZE, "rein", "rein zero-init"), CORE, *ABLATIONS),
             first=FEWER,
-            about="generated streets, ablations of Rein",
+            about="generated streets, what might widen Rein's gain: its scale, the rate of its tokens, its blocks",
         ),
         Plan(
             "schedules",
@@ -98,7 +98,7 @@ PLANS = {
         Plan(
             "long",
             STREETS,
-            _named(FREEZE, "full", "lora", "rein"),
+            _named(FREEZE, "full", "rein"),
             budget=Budget(steps=2000),
             choosing=Budget(),
             about="generated streets, five times as many steps, with the rates of 400 steps",
@@ -106,7 +106,7 @@ PLANS = {
         Plan(
             "fpn",
             STREETS,
-            (*_named(FREEZE, "full", "lora", "rein"), CORE),
+            _named(FREEZE, "full", "lora", "rein"),
             head="fpn",
             first=FEWER,
             about="generated streets, a small FPN head",
