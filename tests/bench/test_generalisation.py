@@ -440,7 +440,6 @@ def chosen(plan):
     return {row["contender"]: row for row in found["rows"] if row["purpose"] == "evaluate"}
 
 
-@pytest.mark.xfail(strict=True, reason="not all plans have been measured yet")
 def test_every_plan_has_results():
     assert {path.stem for path in RESULTS} == {plan.benchmark for plan in PLANS.values()}
 
