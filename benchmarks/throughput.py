@@ -28,8 +28,8 @@ SAMPLE = [("vit_small_patch16_224", 224, 4, EAGER, 9)]
 FULL_CPU = [
     ("vit_base_patch16_224", 224, 4, HEADLINE, 31),
     ("vit_base_patch16_224", 512, 1, HEADLINE, 21),
-    ("vit_small_patch16_224", 224, 4, ALL, 9),
-    ("vit_large_patch16_224", 512, 1, (*HEADLINE, "full"), 3),
+    ("vit_small_patch16_224", 224, 4, ALL, 21),
+    ("vit_large_patch16_224", 512, 1, (*HEADLINE, "full"), 15),
 ]
 # The largest backbones first, since the time on a GPU may be limited. Compilation takes longer than the runs: one size of each.
 FULL_GPU = [
