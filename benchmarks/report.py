@@ -338,7 +338,6 @@ TABLES = {
     "data": data,
     "depth": depth,
     "int8": int8,
-    **{plan.benchmark: generalisation for plan in PLANS.values()},
 }
 SOURCES = {"headline": "throughput"}
 
@@ -347,8 +346,10 @@ def render(name: str) -> str:
     """The text between the marks of that name."""
     if name == "demo":
         return demo()
-    found = results(SOURCES.get(name, name))
-    return "\n".join(with_source(content, TABLES[name](content)) for content in found)
+    table = TABLES.get(name) or (generalisation if name.startswith("generalisation-") else None)
+    if table is None:
+        raise KeyError(f"no table {name!r}")
+    return "\n".join(with_source(content, table(content)) for content in results(SOURCES.get(name, name)))
 
 
 def updated(path: Path) -> str:

@@ -2,11 +2,13 @@
 
 python -m benchmarks.generalisation streets --out benchmarks/results/MACHINE
 python -m benchmarks.generalisation camvid --camvid FOLDER --out benchmarks/results/MACHINE
+python -m benchmarks.generalisation mask2former --weights FILE --steps 2000 --device cuda
 python -m benchmarks.generalisation --tiny                      # tries the code only: runs/generalisation-tiny
 
-Every run is a recipe that `rein fit` and `rein test` execute. All methods have the same `rein.testing.pocket_vit`, the same head, the
-same number of steps and the same crops in the same order. The head's learning rate is found with the frozen backbone, then each
-method's rate, on held-out SOURCE pairs of a seed that is not reported. Targets are evaluated once, at the end.
+Every run is a recipe that `rein fit` and `rein test` execute. All methods have the same backbone (`rein.testing.pocket_vit`, or that
+of --weights), the same head, the same number of steps and the same crops in the same order. The head's learning rate is found with
+the frozen backbone, then each method's rate, on held-out SOURCE pairs of a seed that is not reported. Targets are evaluated once, at
+the end.
 
 Finished runs are kept in --work. The same command resumes where it was stopped.
 """
@@ -16,13 +18,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from benchmarks.__main__ import machine, write
 from benchmarks.generalisation import data
-from benchmarks.generalisation.plan import PLANS, tiny
+from benchmarks.generalisation.plan import PLANS, lengthened, tiny
 from benchmarks.generalisation.runs import draw_examples, run_plan, settings_of
 from benchmarks.generalisation.tables import as_text
+from benchmarks.pocket import encoders
 from rein.errors import InputError
 
 
@@ -43,6 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--work", type=Path, help="keep finished runs in this folder; default: runs/generalisation, or runs/generalisation-tiny"
     )
     parser.add_argument("--out", type=Path, help="write the results to this folder; default: --work")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="use this backbone, which benchmarks.pocket.pretrain exported; default: pocket_vit",
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="train each run for N steps, and choose the rates with such runs")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="set the device of every run")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="set the number of processes of one thread each")
     parser.add_argument("--tiny", action="store_true", help="only try the code, at toy size")
     options = parser.parse_args(arguments)
@@ -53,8 +67,20 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("camvid needs the folder of its frames. Pass --camvid FOLDER")
     if options.tiny and options.out:
         parser.error("--tiny gives no results to keep; leave out --out")
-    if options.workers < 1:
-        parser.error(f"--workers {options.workers}; expected at least 1")
+    for name in ("workers", "steps"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)}; expected at least 1")
+    if options.tiny and options.steps:
+        parser.error("--tiny chooses the number of steps; leave out --steps")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU")
+    if options.weights is not None:
+        try:
+            encoders.about(options.weights)
+        except InputError as error:
+            parser.error(f"--weights: {error}")
+        if "ablations" in names:
+            parser.error("the plan ablations names blocks of pocket_vit. Name other plans, or leave out --weights")
     work = options.work or Path("runs/generalisation-tiny" if options.tiny else "runs/generalisation")
     for folder in (work, options.out or work):
         try:
@@ -62,7 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
         except OSError as error:  # found before the work
             parser.error(f"cannot make the folder {folder}: {error.strerror}")
     for name in names:
-        plan = tiny(PLANS[name]) if options.tiny else PLANS[name]
+        plan = replace(PLANS[name], weights=options.weights, device=options.device)
+        plan = tiny(plan) if options.tiny else lengthened(plan, options.steps) if options.steps else plan
         try:
             rows = run_plan(plan, work, options.camvid, options.workers)
         except InputError as error:
@@ -75,11 +102,17 @@ def main(arguments: list[str] | None = None) -> int:
             )
             return 130
         given = [repr(name) if " " in name else name] + (["--camvid FOLDER"] if plan.data == data.CAMVID else [])
+        given += ["--weights FILE"] if options.weights else []
+        given += [
+            f"--{key} {value}"
+            for key, value in (("steps", options.steps), ("device", options.device))
+            if value not in (None, "cpu")
+        ]
         content = {
             "benchmark": plan.benchmark,
             "command": " ".join(["python -m benchmarks.generalisation", *given, *(["--tiny"] if options.tiny else [])]),
             "fit_cpu_seconds": round(sum(row["fit_cpu_seconds"] for row in rows if "fit_cpu_seconds" in row)),
-            "machine": machine("cpu") | {"threads": 1, "processes": options.workers},
+            "machine": machine(options.device) | {"threads": 1, "processes": options.workers},
             "about": plan.about,
             "source": "day",
             **settings_of(plan),

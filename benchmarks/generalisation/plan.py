@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from benchmarks.generalisation.contenders import (
     ABLATIONS,
@@ -45,6 +46,8 @@ class Plan:
         first: rates with which the search of a method starts.
         limit: maximum number of CamVid frames of each kind.
         about: what the table shows.
+        weights: file of another backbone, which `benchmarks.pocket.pretrain` exported.
+        device: `cpu` or `cuda`.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Plan:
     first: tuple[float, ...] = FIRST_OF_METHOD
     limit: int | None = None
     about: str = ""
+    weights: Path | None = None
+    device: str = "cpu"
 
     @property
     def stem(self) -> str:
@@ -71,7 +76,7 @@ class Plan:
     @property
     def benchmark(self) -> str:
         """Name of the results."""
-        return f"generalisation-{self.stem}"
+        return f"generalisation-{self.stem}" + ("" if self.weights is None else f"-{self.weights.stem}")
 
 
 def _named(*names: str) -> tuple[Contender, ...]:
@@ -127,6 +132,11 @@ PLANS = {
         ),
     )
 }
+
+
+def lengthened(plan: Plan, steps: int) -> Plan:
+    """The plan with runs of another length, for which the rates are chosen anew."""
+    return replace(plan, name=f"{plan.name} {steps} steps", budget=replace(plan.budget, steps=steps), choosing=None)
 
 
 def tiny(plan: Plan) -> Plan:

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from benchmarks.generalisation import data, trial
 from benchmarks.generalisation.contenders import EVERYONE as CONTENDERS_BY_NAME
 from benchmarks.generalisation.contenders import Contender
 from benchmarks.generalisation.plan import CHOOSING, FIRST_OF_HEAD, FREEZE, Plan, best_rate, next_rate
 from benchmarks.generalisation.trial import Rates
+from benchmarks.pocket import encoders
 from rein.dgss.evaluation.comparison import compare
 from rein.dgss.training.task import DivergedError
 from rein.errors import InputError
@@ -32,12 +32,12 @@ from rein.testing.models import POCKET_WEIGHTS
 SHOWN = ("freeze", "full", "rein")  # contenders in the picture of examples
 
 
-def backbone_facts() -> dict[str, Any]:
-    """The weights of the backbone: step of their pretraining, and a digest."""
-    with safe_open(POCKET_WEIGHTS, "pt") as file:
-        about = json.loads(file.metadata()["about"])
-    digest = hashlib.sha256(POCKET_WEIGHTS.read_bytes()).hexdigest()[:16]
-    return {"name": "pocket_vit", "step": about["step"], "steps": about["steps"], "sha256": digest}
+def backbone_facts(weights: Path | None = None) -> dict[str, Any]:
+    """The backbone and its weights: step of their pretraining, and a digest."""
+    path = weights or POCKET_WEIGHTS
+    about = encoders.about(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return {"name": about["encoder"], "step": about["step"], "steps": about["steps"], "sha256": digest}
 
 
 def data_section(plan: Plan, seed: int, work: Path, camvid: Path | None, targets: bool = True) -> dict[str, Any]:
@@ -53,13 +53,15 @@ def settings_of(plan: Plan, seed: int = 0) -> dict[str, Any]:
     """Settings on which the results of a seed of a plan depend."""
     budget = plan.budget_of(seed)
     what = {"head": plan.head, "budget": asdict(budget), "counts": asdict(plan.counts), "limit": plan.limit}
-    return {"backbone": backbone_facts(), **what}
+    what |= {} if plan.device == "cpu" else {"device": plan.device}
+    return {"backbone": backbone_facts(plan.weights), **what}
 
 
 def run_folder(plan: Plan, name: str, rates: Rates, seed: int, work: Path) -> Path:
     """The folder of a run, which holds `row.json` if the run is finished. Plans share the runs that they have in common."""
     stem = f"{name}-{rates.head:g}-{rates.method:g}-{seed}".replace(" ", "-").replace(",", "")
-    return work / f"{plan.data}-{plan.head}-{plan.budget_of(seed).steps}" / stem
+    backbone = "" if plan.weights is None else f"-{plan.weights.stem}"
+    return work / f"{plan.data}-{plan.head}-{plan.budget_of(seed).steps}{backbone}" / stem
 
 
 def one_run(plan: Plan, name: str, rates: Rates, seed: int, work: Path, camvid: Path | None) -> dict[str, Any]:
@@ -80,7 +82,9 @@ def one_run(plan: Plan, name: str, rates: Rates, seed: int, work: Path, camvid: 
     shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
     choosing = seed == CHOOSING
     section = data_section(plan, seed, work, camvid, targets=not choosing)
-    config = trial.configuration(contender, plan.head, section, plan.budget_of(seed), rates, seed, folder)
+    config = trial.configuration(
+        contender, plan.head, section, plan.budget_of(seed), rates, seed, folder, plan.weights, plan.device
+    )
     row = {"purpose": "choose" if choosing else "evaluate", "contender": name}
     row |= {"head_rate": rates.head, "rate": rates.method, "seed": seed}
     try:
@@ -110,7 +114,7 @@ def run_plan(plan: Plan, work: Path, camvid: Path | None, workers: int) -> list[
     """
     started = time.monotonic()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(os.getpid(), plan.device)) as pool:
         seeds = [CHOOSING, *plan.seeds] if plan.data == data.STREETS else [plan.seeds[0]]
         search = Search(plan)
         waiting: dict[Future[dict[str, Any]], None] = {}
@@ -137,9 +141,10 @@ def run_plan(plan: Plan, work: Path, camvid: Path | None, workers: int) -> list[
     )
 
 
-def _begin(parent: int) -> None:
-    """Start a worker process: use the CPU, leave Ctrl-C to the parent process, and end when the parent ends."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+def _begin(parent: int, device: str) -> None:
+    """Start a worker process: see the CPU alone if that is the device, leave Ctrl-C to the parent process, and end when it ends."""
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

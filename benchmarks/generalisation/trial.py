@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.generalisation.contenders import QUERY_DIM, Contender
+from benchmarks.pocket import encoders
 from rein.dgss import commands, recipes
+from rein.testing.models import POCKET
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,15 @@ def schedule(steps: int) -> dict[str, Any]:
 
 
 def configuration(
-    contender: Contender, head: str, data: dict[str, Any], budget: Budget, rates: Rates, seed: int, out: Path
+    contender: Contender,
+    head: str,
+    data: dict[str, Any],
+    budget: Budget,
+    rates: Rates,
+    seed: int,
+    out: Path,
+    weights: Path | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """The recipe of one run. The last state is evaluated, as in the paper; no checkpoint is selected.
 
@@ -78,14 +88,20 @@ def configuration(
         rates: learning rates.
         seed: seed of the run.
         out: folder of the run.
+        weights: file of the backbone, which `benchmarks.pocket.pretrain` exported; None means `pocket_vit`.
+        device: `cpu` or `cuda`.
     """
     factor = rates.method / rates.head
+    backbone: dict[str, Any] = {"backbone": POCKET}
+    if weights is not None:
+        name = encoders.about(weights)["encoder"]
+        backbone = {"backbone": name, **encoders.settings(name), **({"weights": str(weights)} if contender.pretrained else {})}
     return {
         "out": str(out),
         "seed_everything": seed,
         "checkpoint_every": budget.steps,
         "model": {
-            "backbone": "pocket_vit",
+            **backbone,
             "pretrained": contender.pretrained,
             "imagenet_normalization": False,
             "method": contender.method,
@@ -107,7 +123,7 @@ def configuration(
             "workers": 0,
         },
         "trainer": {
-            "accelerator": "cpu",
+            "accelerator": "cpu" if device == "cpu" else "gpu",
             "devices": 1,
             "max_steps": budget.steps,
             "val_check_interval": budget.steps,

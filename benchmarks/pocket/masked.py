@@ -18,7 +18,7 @@ from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from rein.testing.models import POCKET_MEAN, POCKET_STD
+from rein.backbones import normalization
 
 VISIBLE = 0.4  # share of the patches that the encoder sees; the decoder reconstructs an equal share of the masked ones
 BINS, CELL = 9, 4  # orientations and cell side in pixels of the histograms; the colours have cells of the same size
@@ -47,7 +47,7 @@ class MaskedAutoencoder(nn.Module):
         self.masked_token_head = nn.Linear(width, encoder.embed_dim)
         self.visible_token_head = nn.Linear(encoder.embed_dim, encoder.embed_dim)
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
-        for name, values in (("mean", POCKET_MEAN), ("std", POCKET_STD)):
+        for name, values in zip(("mean", "std"), normalization(encoder), strict=True):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, relit: Tensor, day: Tensor, generator: torch.Generator) -> Tensor:
@@ -56,18 +56,18 @@ class MaskedAutoencoder(nn.Module):
         Args:
             relit: (B, 3, H, W) from 0 to 1, the images whose visible patches the encoder sees.
             day: (B, 3, H, W) from 0 to 1, the same crops by clear day.
-            generator: source of the random mask.
+            generator: source of the random mask, on the CPU.
         """
         batch, _, height, width = relit.shape
         grid = [height // self.patch, width // self.patch]
-        order = torch.rand(batch, grid[0] * grid[1], generator=generator).argsort(1)
+        order = torch.rand(batch, grid[0] * grid[1], generator=generator).argsort(1).to(relit.device)
         count = int(order.shape[1] * VISIBLE)
         visible, masked = order[:, :count], order[:, count : 2 * count]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(relit.device.type, torch.bfloat16):
             tokens = self._encode((relit - self.mean) / self.std, visible)
             of_visible, tokens_of_visible = self.visible_head(tokens), self.visible_token_head(tokens)
             tokens = self.embed(tokens)
-            positions = build_sincos2d_pos_embed(grid, tokens.shape[-1]).to(tokens.dtype)
+            positions = build_sincos2d_pos_embed(grid, tokens.shape[-1]).to(tokens)
             tokens = torch.cat([tokens + positions[visible], self.mask_token.to(tokens.dtype) + positions[masked]], 1)
             tokens = self.norm(self.block(tokens)[:, count:])
             of_masked, tokens_of_masked = self.masked_head(tokens), self.masked_token_head(tokens)
@@ -87,7 +87,7 @@ class MaskedAutoencoder(nn.Module):
     def _teach(self, day: Tensor) -> Tensor:
         """The teacher's tokens, (B, N, C): mean over its last blocks, each normalised by channel over the image, then by token."""
         outputs = []
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(day.device.type, torch.bfloat16):
             tokens = self.teacher._pos_embed(self.teacher.patch_embed((day - self.mean) / self.std))
             for block in self.teacher.blocks:
                 tokens = block(tokens)

@@ -1,7 +1,8 @@
-"""Pretrain `rein.testing.pocket_vit` from a seed, on two cores.
+"""Pretrain `rein.testing.pocket_vit`, or a wider encoder, from a seed.
 
 python -m benchmarks.pocket.pretrain --work FOLDER             # renders the pool, then trains; resumes a stopped run
 python -m benchmarks.pocket.pretrain --work FOLDER --export    # writes the weights of the last checkpoint into the package
+python -m benchmarks.pocket.pretrain --work FOLDER --encoder vit_small_patch8_224 --images 1500 --device cuda
 
 Needs only `pip install 'rein-adapter[train]'`. Labels are never read.
 """
@@ -19,11 +20,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.pocket import encoders
 from benchmarks.pocket.masked import MaskedAutoencoder
 from benchmarks.pocket.pool import make_pool
 from benchmarks.pocket.views import crops, relight
-from rein.testing import pocket_vit
-from rein.testing.models import POCKET_WEIGHTS
+from rein.errors import ReinError
+from rein.testing.models import POCKET, POCKET_WEIGHTS
 
 SIZES = ((128, 128), (96, 192))  # sizes of the crops, which alternate from step to step
 PEAK_RATE, WARM_UP, WEIGHT_DECAY = 1e-3, 0.05, 0.05
@@ -31,10 +33,10 @@ SEEN_BY_DAY = 0.3  # share of the crops that the encoder sees by day, too
 MOMENTUM, FIRST_MOMENTUM, FIRST_STEPS = 0.996, 0.99, 100  # of the teacher
 
 
-def build(seed: int) -> tuple[MaskedAutoencoder, torch.optim.Optimizer]:
-    """Build the model with random weights, and its optimizer."""
+def build(seed: int, encoder: str = POCKET, device: str = "cpu") -> tuple[MaskedAutoencoder, torch.optim.Optimizer]:
+    """Build the model with random weights, which do not depend on the device, and its optimizer."""
     torch.manual_seed(seed)
-    model = MaskedAutoencoder(pocket_vit(pretrained=False))
+    model = MaskedAutoencoder(encoders.build(encoder)).to(device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]
@@ -51,13 +53,13 @@ def learning_rate(step: int, steps: int) -> float:
 def train_step(
     model: MaskedAutoencoder, optimizer: torch.optim.Optimizer, pool: np.ndarray, step: int, options: argparse.Namespace
 ) -> float:
-    """Run one step and return the loss. Its random numbers depend only on the seed and the step."""
+    """Run one step and return the loss. Its random numbers depend only on the seed and the step, not on the device."""
     generator = torch.Generator().manual_seed(options.seed * 1_000_000_007 + step)
     chosen = torch.randint(len(pool), (options.batch,), generator=generator)
     pairs = torch.from_numpy(np.stack([pool[number] for number in chosen.tolist()]))
     day, other = crops(pairs, SIZES[step % len(SIZES)], generator).split(3, 1)
     seen = torch.where(torch.rand(len(day), 1, 1, 1, generator=generator) < SEEN_BY_DAY, day, other)
-    loss = model(relight(seen, generator), day, generator)
+    loss = model(relight(seen, generator).to(options.device), day.to(options.device), generator)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, options.steps)
     optimizer.zero_grad()
@@ -70,13 +72,13 @@ def train_step(
 
 def train(options: argparse.Namespace) -> None:
     """Train up to `options.steps`; resume from the last checkpoint, if there is one."""
-    facts = {name: getattr(options, name) for name in ("seed", "images", "batch", "steps")}
+    facts = {name: getattr(options, name) for name in ("encoder", "seed", "images", "batch", "steps")}
+    model, optimizer = build(options.seed, options.encoder, options.device)  # may refuse, so before the pool, which takes long
     pool = make_pool(options.work / f"pool-{options.seed}.npy", options.images, options.seed, options.threads)
     checkpoint = options.work / "checkpoint.pt"
-    model, optimizer = build(options.seed)
     first, losses, started = 0, [], time.process_time()
     if checkpoint.exists():
-        found = torch.load(checkpoint, weights_only=True)
+        found = torch.load(checkpoint, weights_only=True, map_location="cpu")
         if found["facts"] != facts:
             raise SystemExit(f"{checkpoint} belongs to another run, {found['facts']}; expected {facts}. Choose another --work.")
         model.load_state_dict(found["model"])
@@ -95,13 +97,16 @@ def train(options: argparse.Namespace) -> None:
             checkpoint.with_suffix(".part").replace(checkpoint)
             losses.clear()
         if options.keep and (step + 1) % options.keep == 0:
-            encoder = {name: tensor.half() for name, tensor in model.encoder.state_dict().items()}
+            encoder = {name: tensor.half().cpu() for name, tensor in model.encoder.state_dict().items()}
             torch.save({"encoder": encoder, "step": step + 1, "facts": facts}, options.work / f"step-{step + 1}.pt")
 
 
 def export(work: Path, to: Path) -> None:
     """Write the encoder of the last checkpoint in float16; the header says which run made it."""
-    found = torch.load(work / "checkpoint.pt", weights_only=True)
+    found = torch.load(work / "checkpoint.pt", weights_only=True, map_location="cpu")
+    encoder = found["facts"]["encoder"]
+    if to == POCKET_WEIGHTS and encoder != POCKET:
+        raise SystemExit(f"these are weights of {encoder}, not of {POCKET}. Export them to another file with --to.")
     if to == POCKET_WEIGHTS and found["step"] < found["facts"]["steps"]:
         raise SystemExit(
             f"the run is at step {found['step']} of {found['facts']['steps']}. Finish it, or export to another file with --to."
@@ -113,7 +118,7 @@ def export(work: Path, to: Path) -> None:
         if name.startswith(prefix)
     }
     about = {
-        "what": "rein.testing.pocket_vit: a timm VisionTransformer, pretrained without labels on generated street scenes",
+        "what": f"{encoder}: a timm VisionTransformer, pretrained without labels on generated street scenes",
         "made_by": "benchmarks/pocket/pretrain.py",
         "license": "Apache-2.0",
         **found["facts"],
@@ -125,7 +130,7 @@ def export(work: Path, to: Path) -> None:
     print(f"{to}: {to.stat().st_size:,} bytes, step {found['step']} of {found['facts']['steps']}")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="keep the pool (4.7 GB) and the checkpoint in this folder")
@@ -133,6 +138,13 @@ def main() -> None:
     parser.add_argument(
         "--to", type=Path, default=POCKET_WEIGHTS, help="write the exported weights to this file; default: the package's"
     )
+    parser.add_argument(
+        "--encoder",
+        default=POCKET,
+        metavar="NAME",
+        help="pretrain this VisionTransformer of timm with a class token; default: pocket_vit",
+    )
+    parser.add_argument("--device", default="cpu", help="train on cpu, cuda or cuda:N; images are prepared on the CPU")
     parser.add_argument("--images", type=int, default=24_000, help="set the number of pairs in the pool")
     parser.add_argument("--steps", type=int, default=3_000)
     parser.add_argument("--stop", type=int, help="stop after this step; the schedule is still that of --steps")
@@ -141,13 +153,16 @@ def main() -> None:
     parser.add_argument("--keep", type=int, metavar="N", help="also keep the encoder of every N-th step, for the probe's curve")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     if options.export:
         export(options.work, options.to)
-    else:
-        options.work.mkdir(parents=True, exist_ok=True)
+        return
+    options.work.mkdir(parents=True, exist_ok=True)
+    try:
         train(options)
+    except ReinError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

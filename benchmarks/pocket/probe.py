@@ -1,10 +1,12 @@
-"""Linear probe of the features of `pocket_vit`, pretrained and random: fitted by day, evaluated in every domain.
+"""Linear probe of the features of `pocket_vit` or another encoder, pretrained and random: fitted by day, evaluated in every domain.
 
 python -m benchmarks.pocket.probe --out benchmarks/pocket/probe.json
+python -m benchmarks.pocket.probe --weights FILE --out FILE        # of another encoder that the pretraining exported
 python -m benchmarks.pocket.probe --checkpoints FOLDER --out benchmarks/pocket/curve.json     # of a pretraining run
 
-The probe is ridge regression in closed form, from the patch tokens of three blocks to the share of every class in the patch. It has
-no schedule and no random state. Repeats differ in the streets of the fit and, for the random backbone, in its weights.
+The probe is ridge regression in closed form, to the share of every class in a patch, from the patch tokens of three blocks: half-way,
+at three quarters and at the end. It has no schedule and no random state. Repeats differ in the streets of the fit and, for the random
+backbone, in its weights.
 """
 
 from __future__ import annotations
@@ -19,15 +21,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.pocket import encoders
 from benchmarks.summary import spread
 from rein.backbones import normalization
 from rein.dgss.evaluation.metrics import ConfusionMatrix
 from rein.dgss.evaluation.results import text_table
 from rein.dgss.labels import CITYSCAPES_CLASSES
 from rein.dgss.scenes import DOMAINS, render
-from rein.testing import pocket_vit
+from rein.errors import ReinError
+from rein.testing.models import POCKET_WEIGHTS
 
-BLOCKS = (3, 5, 7)
 RIDGE = 10.0
 CLASSES = len(CITYSCAPES_CLASSES)
 STREETS = 100  # for each fit
@@ -46,10 +49,11 @@ def scenes(seeds: range, domain: str) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def features(model: nn.Module, images: Tensor) -> Tensor:
     """Patch tokens of the blocks as one feature map, (B, 3 C, H / 8, W / 8)."""
+    depth = len(model.blocks)
+    blocks = [depth // 2 - 1, 3 * depth // 4 - 1, depth - 1]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization(model))
     parts = [
-        model.forward_intermediates((part - mean) / std, indices=list(BLOCKS), intermediates_only=True)
-        for part in images.split(20)
+        model.forward_intermediates((part - mean) / std, indices=blocks, intermediates_only=True) for part in images.split(20)
     ]
     return torch.cat([torch.cat(maps, 1) for maps in parts])
 
@@ -96,7 +100,7 @@ def curve(folder: Path) -> list[dict[str, float]]:
     rows = []
     for path in folder.glob("step-*.pt"):
         found = torch.load(path, weights_only=True)
-        model = pocket_vit(pretrained=False)
+        model = encoders.build(found["facts"]["encoder"])
         model.load_state_dict(found["encoder"])
         miou = evaluate(model, *CHOOSING)
         day = miou.pop(DOMAINS[0])
@@ -105,15 +109,18 @@ def curve(folder: Path) -> list[dict[str, float]]:
     return sorted(rows, key=lambda row: row["step"])
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="write the results to this JSON file")
     parser.add_argument(
         "--repeats", type=int, default=3, help="set the number of fits, on disjoint streets and with other random backbones"
     )
+    parser.add_argument(
+        "--weights", type=Path, default=POCKET_WEIGHTS, metavar="FILE", help="probe this exported file; default: pocket_vit"
+    )
     parser.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="probe the checkpoints of a pretraining run instead")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.checkpoints:
         rows = curve(options.checkpoints)
@@ -122,12 +129,17 @@ def main() -> None:
         options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         print(text_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
         return
+    try:
+        encoder = encoders.about(options.weights)["encoder"]
+    except ReinError as error:
+        parser.error(f"--weights: {error}")
     results: dict[str, dict] = {}
-    for name, pretrained in (("random", False), ("pretrained", True)):
+    for name in ("random", "pretrained"):
         runs = []
         for repeat in range(options.repeats):
             torch.manual_seed(repeat)
-            runs.append(evaluate(pocket_vit(pretrained), range(1000 + STREETS * repeat, 1000 + STREETS * (repeat + 1))))
+            model = encoders.load(options.weights) if name == "pretrained" else encoders.build(encoder)
+            runs.append(evaluate(model, range(1000 + STREETS * repeat, 1000 + STREETS * (repeat + 1))))
         results[name] = {
             domain: {
                 "mean": round(spread(run[domain] for run in runs).mean, 1),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from scipy import stats
 
 import rein
@@ -21,7 +22,8 @@ from benchmarks.generalisation import __main__ as command
 from benchmarks.generalisation import data, runs, tables, trial
 from benchmarks.generalisation.camera import another_camera
 from benchmarks.generalisation.contenders import EVERYONE
-from benchmarks.generalisation.plan import CHOOSING, FIRST_OF_HEAD, PLANS, RATES, best_rate, next_rate, tiny
+from benchmarks.generalisation.plan import CHOOSING, FIRST_OF_HEAD, PLANS, RATES, best_rate, lengthened, next_rate, tiny
+from benchmarks.pocket import pretrain
 from benchmarks.pocket.pool import FIRST_STREET
 from rein.dgss import recipes
 from rein.dgss.data.datamodule import Domain
@@ -32,7 +34,8 @@ from rein.dgss.training.task import DivergedError
 from rein.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-RESULTS = sorted(ROOT.glob("benchmarks/results/*/generalisation-*.json"))
+NAMES = {plan.benchmark for plan in PLANS.values()}
+RESULTS = [path for path in sorted(ROOT.glob("benchmarks/results/*/generalisation-*.json")) if path.stem in NAMES]
 TINY = tiny(PLANS["streets"])
 RATES_OF_A_RUN = trial.Rates(0.01, 0.01)
 
@@ -292,7 +295,7 @@ def test_a_scheduled_contender_differs_in_the_schedule_only(section, tmp_path):
         assert {**plain.facts(), "scheduled": True} == scheduled.facts()
 
 
-@pytest.mark.parametrize("name", ["dora", "soma, scheduled"])
+@pytest.mark.parametrize("name", [pytest.param("dora", marks=pytest.mark.sweep), "soma, scheduled"])
 def test_contenders_of_the_plan_of_schedules_run(name, tmp_path):
     plan = replace(TINY, budget=replace(TINY.budget, steps=20))
     row = runs.one_run(plan, name, RATES_OF_A_RUN, 0, tmp_path, None)
@@ -321,6 +324,60 @@ def test_the_queries_of_the_papers_head_are_linked_to_the_tokens(tmp_path):
     heads = [runs.one_run(plan, name, RATES_OF_A_RUN, 0, tmp_path, None)["head_parameters"] for name in ("freeze", "rein linked")]
     assert heads[0] > heads[1]  # whose queries come from the tokens
     assert {path.parent.name for path in tmp_path.glob("*/*/row.json")} == {"freeze-0.01-0.01-0", "rein-linked-0.01-0.01-0"}
+
+
+@pytest.fixture(scope="module")
+def wider(tmp_path_factory):
+    """Exported weights of another encoder."""
+    folder = tmp_path_factory.mktemp("wider")
+    arguments = ["--work", str(folder), "--encoder", "test_vit"]
+    pretrain.main([*arguments, *["--images", "2", "--batch", "2", "--steps", "1", "--threads", "1"]])
+    pretrain.main([*arguments, "--export", "--to", str(folder / "wider.safetensors")])
+    return folder / "wider.safetensors"
+
+
+def test_another_backbone_runs_with_its_own_weights_in_a_folder_of_its_own(tmp_path, wider):
+    plan = replace(TINY, weights=wider)
+    assert plan.benchmark == "generalisation-streets-wider"
+    row = runs.one_run(plan, "rein", RATES_OF_A_RUN, 0, tmp_path, None)
+    assert set(row["miou"]) == {"day", "fog", "night", "rain", "snow", "camera"}
+    (finished,) = tmp_path.glob("streets-linear-2-wider/rein-0.01-0.01-0/row.json")
+    backbone = json.loads(finished.read_text())["facts"]["backbone"]
+    assert (backbone["name"], backbone["steps"]) == ("test_vit", 1)
+    config = trial.configuration(EVERYONE["rein"], "linear", {}, TINY.budget, RATES_OF_A_RUN, 0, tmp_path, wider)
+    built = Experiment(num_classes=19, **config["model"]).segmenter.backbone.state_dict()
+    stored = load_file(wider)
+    assert all(torch.equal(built[name], value.float()) for name, value in stored.items())
+    random = trial.configuration(
+        EVERYONE["freeze, random weights"], "linear", {}, TINY.budget, RATES_OF_A_RUN, 0, tmp_path, wider
+    )
+    assert random["model"]["backbone"] == "test_vit"
+    assert "weights" not in random["model"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["streets", "--weights", "nothing.safetensors"], "is not a file that `python -m benchmarks.pocket.pretrain --export"),
+        (["ablations", "--weights", "WIDER"], "the plan ablations names blocks of pocket_vit"),
+        (["--steps", "0"], "--steps 0; expected at least 1"),
+        (["--tiny", "--steps", "5"], "leave out --steps"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused_before_the_work(arguments, message, wider, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command.main([*(str(wider) if each == "WIDER" else each for each in arguments), "--work", str(tmp_path / "work")])
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "work").glob("*/*"))
+
+
+def test_a_longer_run_chooses_its_rates_with_runs_of_its_length():
+    plan = lengthened(PLANS["long"], 3000)
+    assert (plan.benchmark, plan.budget_of(0).steps, plan.budget_of(CHOOSING).steps) == (
+        "generalisation-long-3000-steps",
+        3000,
+        3000,
+    )
 
 
 def test_plans_share_the_runs_that_they_have_in_common(tmp_path, monkeypatch):
@@ -441,7 +498,7 @@ def chosen(plan):
 
 
 def test_every_plan_has_results():
-    assert {path.stem for path in RESULTS} == {plan.benchmark for plan in PLANS.values()}
+    assert {path.stem for path in RESULTS} == NAMES
 
 
 def test_the_recipes_of_the_demo_have_the_rates_that_the_source_chose():

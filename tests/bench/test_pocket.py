@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from timm.models import VisionTransformer
 
 import rein
-from benchmarks.pocket import pool, pretrain, probe, views
+from benchmarks.pocket import encoders, pool, pretrain, probe, views
 from rein.backbones import input_spec, normalization
 from rein.dgss.scenes import DOMAINS, render_domains
 from rein.errors import CheckpointError, InputError
@@ -120,7 +120,7 @@ def test_it_passes_the_backbone_checks(images):
 
 def test_a_probe_of_its_features_beats_random_ones_by_day_and_in_unseen_domains():
     torch.manual_seed(0)
-    few = {"fit_on": range(30), "evaluate_on": range(2000, 2012)}
+    few = {"fit_on": range(20), "evaluate_on": range(2000, 2008)}
     random, pretrained = (probe.evaluate(pocket_vit(weights), **few) for weights in (False, True))
     assert pretrained["day"] > random["day"] + 4
     assert np.mean([pretrained[d] - random[d] for d in ("fog", "night", "rain", "snow")]) > 6
@@ -138,7 +138,19 @@ def test_the_curve_probes_every_checkpoint_that_was_kept(tmp_path, monkeypatch):
 
 
 def options(work, **changes):
-    facts = {"work": work, "seed": 3, "images": 6, "batch": 2, "steps": 4, "stop": None, "every": 1, "keep": None, "threads": 1}
+    facts = {
+        "work": work,
+        "encoder": "pocket_vit",
+        "device": "cpu",
+        "seed": 3,
+        "images": 6,
+        "batch": 2,
+        "steps": 4,
+        "stop": None,
+        "every": 1,
+        "keep": None,
+        "threads": 1,
+    }
     return Namespace(**{**facts, **changes})
 
 
@@ -158,6 +170,58 @@ def test_pretraining_resumes_exactly(tmp_path, capsys):
         written.append((tmp_path / folder / "weights.safetensors").read_bytes())
     assert written[0] == written[1]
     pocket_vit(pretrained=False).load_state_dict(load_file(tmp_path / "whole" / "weights.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """The folder of a pretraining run of another encoder."""
+    work = tmp_path_factory.mktemp("other")
+    pretrain.train(options(work, encoder="test_vit", images=2, steps=2, keep=2))
+    return work
+
+
+def test_another_encoder_is_pretrained_exported_and_probed(other, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match=r"weights of test_vit, not of pocket_vit. Export them to another file with --to"):
+        pretrain.export(other, POCKET_WEIGHTS)
+    pretrain.export(other, other / "weights.safetensors")
+    about = encoders.about(other / "weights.safetensors")
+    assert (about["encoder"], about["step"], about["what"].partition(":")[0]) == ("test_vit", 2, "test_vit")
+    model, stored = encoders.load(other / "weights.safetensors"), load_file(other / "weights.safetensors")
+    assert model.patch_embed.img_size == (128, 128)
+    assert all(torch.equal(value, stored[name].float()) for name, value in model.state_dict().items())
+    monkeypatch.setattr(probe, "STREETS", 2)
+    monkeypatch.setattr(probe, "EVALUATED", range(2000, 2002))
+    monkeypatch.setattr(probe, "CHOOSING", (range(3), range(500, 502)))
+    command = ["--weights", str(other / "weights.safetensors"), "--out", str(other / "probe.json"), "--repeats", "1"]
+    probe.main(command)
+    assert set(json.loads((other / "probe.json").read_text())) == {"random", "pretrained"}
+    assert [row["step"] for row in probe.curve(other)] == [2]
+    assert encoders.about()["encoder"] == "pocket_vit"
+
+
+def test_what_the_pretraining_cannot_use_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        pretrain.main(["--work", str(tmp_path), "--encoder", "vit_smal", "--images", "2"])
+    assert "timm has no model 'vit_smal'. Similar names:" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        pretrain.main(["--work", str(tmp_path), "--encoder", "vit_small_patch16_dinov3", "--images", "2"])
+    assert "expected a VisionTransformer of timm with a class token and no other prefix token" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*"))  # found before images are rendered
+    rein.save(rein.wrap(pocket_vit()), tmp_path / "adapter.safetensors")
+    with pytest.raises(SystemExit):
+        probe.main(["--weights", str(tmp_path / "adapter.safetensors"), "--out", str(tmp_path / "probe.json")])
+    assert "adapter.safetensors is not a file that `python -m benchmarks.pocket.pretrain --export" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_step_on_a_gpu_has_the_loss_of_the_cpu():
+    pairs = np.stack([pool.draw_pair(number, seed=0) for number in range(2)])
+    losses = []
+    for device in ("cpu", "cuda"):
+        model, optimizer = pretrain.build(0, device=device)
+        losses.append([pretrain.train_step(model, optimizer, pairs, step, options(None, device=device)) for step in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)  # bfloat16 inside
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
