@@ -151,11 +151,11 @@ def run_example(rank, port, code, folder):
     timm.create_model = small
     os.chdir(folder)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    exec(compile(code, "own-data.md", "exec"), {})
+    exec(compile(code, "training.md", "exec"), {})
 
 
 def test_the_example_of_the_documentation_runs_on_two_processes(tmp_path):
-    text = (Path(__file__).parent.parent / "docs/own-data.md").read_text()
+    text = (Path(__file__).parent.parent / "docs/training.md").read_text()
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "DistributedDataParallel" in block]
     processes.spawn(run_example, (unused_port(), code, str(tmp_path)), nprocs=2)
     assert "rein.Segmenter.load" in rein.checkpoint.describe_file(tmp_path / "mine.safetensors")

@@ -23,17 +23,13 @@ def site(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_public_name_is_in_the_reference(site):
+def test_the_site_names_every_public_object_needs_no_network_and_can_be_searched(site):
     text = (site / "api.html").read_text()
     public = [f"rein.{name}" for name in rein.__all__ if name not in ("__version__", "heads")]
     public += [f"rein.heads.{name}" for name in rein.heads.__all__]
     described = set(re.findall(r'id="(rein\.[\w.]+)"', text))
     missing = [name for name in public if name not in described and f"rein.errors.{name[5:]}" not in described]
     assert not missing
-
-
-@pytest.mark.slow
-def test_pages_need_no_network_and_the_search_has_an_index(site):
     assert (site / "searchindex.js").stat().st_size > 10_000
     loaded = re.compile(r'<(?:script|link|img)[^>]*(?:src|href)="(https?://[^"]*)"')
     for page in site.glob("*.html"):

@@ -37,7 +37,7 @@ LAYOUTS = {  # (layout, width, number of prefix tokens) of the first and the las
 }
 NEED_TORCH_2_14 = {"CoaT", "CrossVit", "EfficientVit", "EfficientVitLarge", "Visformer"}  # autocast and others on meta tensors
 BUILDERS = {**FAMILIES, **STAGED}
-# the slowest, all convolutional or mixed, of which the ordinary run has others; `make test-backbones` has all
+# the slowest, all convolutional or staged, of which the ordinary run has others; `make test-backbones` has all
 SWEEP = {
     "MobileNetV5",
     "Sequencer2d",
@@ -61,6 +61,7 @@ SWEEP |= {
     "LCNetV2",
     "VOLO",
 }
+SWEEP |= {"CPUBone", "DaVit", "EfficientFormerV2", "EfficientVitLarge", "FastVit", "MetaFormer", "MultiScaleVit", "TinyVit"}
 every_family = pytest.mark.parametrize(
     "family", [pytest.param(name, marks=pytest.mark.sweep) if name in SWEEP else name for name in BUILDERS]
 )

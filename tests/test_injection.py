@@ -288,7 +288,17 @@ def test_a_model_with_gradient_checkpointing_can_be_wrapped():
     assert model.rein.tokens_a.grad is not None
 
 
-@every_family
+@pytest.mark.parametrize(
+    "family",
+    [
+        "vit",
+        "vit with registers",
+        "eva02",
+        "sam",
+        "naflex",
+        *(pytest.param(name, marks=pytest.mark.sweep) for name in ("tnt", "xcit")),
+    ],
+)
 def test_a_compiled_full_graph_agrees_with_eager_mode_and_respects_disabled(family):
     model, x = wrapped(family), images()
     torch._dynamo.reset()

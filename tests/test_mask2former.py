@@ -209,6 +209,7 @@ def test_a_segmenter_predicts_instances_and_segments_at_the_size_of_the_images()
         rein.Segmenter(build("vit"), heads.FPNHead([32] * 4, 3)).instances(images())
 
 
+@pytest.mark.sweep
 def test_the_head_overfits_two_street_scenes():
     torch.manual_seed(0)
     scenes = [render(seed, "day", (64, 64)) for seed in range(2)]

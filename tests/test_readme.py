@@ -56,9 +56,9 @@ def test_the_readme_states_the_demos_figures_as_measured():
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[2:] for line in table.splitlines() if line.startswith("| ")}
     caption = " ".join((ROOT / "README.md").read_text().split())
     (full_day, _, full_night), (rein_day, _, rein_night), frozen = (rows[name][:3] for name in ("full", "rein", "frozen"))
-    assert f"full fine-tuning reaches {full_day} mIoU and Rein {rein_day}." in caption
+    assert f"full fine-tuning reaches {full_day} and Rein {rein_day}." in caption
     assert f"full fine-tuning falls to {full_night}, and Rein keeps {rein_night}." in caption
-    assert f"the frozen backbone has ({frozen[0].split()[0]} and {frozen[2].split()[0]})" in caption
+    assert f"The frozen backbone alone has {frozen[0].split()[0]} and {frozen[2].split()[0]}:" in caption
 
 
 @pytest.mark.slow

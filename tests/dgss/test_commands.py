@@ -721,7 +721,7 @@ class TestKilled:
         [
             pytest.param("on_train_batch_start", [1], marks=pytest.mark.sweep),
             ("on_train_batch_start", [9, 9]),  # and again with one gradient gathered since it went on from batch 8
-            ("on_before_optimizer_step", [9]),
+            pytest.param("on_before_optimizer_step", [9], marks=pytest.mark.sweep),
             ("on_validation_batch_start", [7]),
         ],
     )

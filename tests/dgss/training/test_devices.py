@@ -102,7 +102,7 @@ def run_sharded(rank, method, port, folder):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("method", ["rein", "full", "soma"])
+@pytest.mark.parametrize("method", ["rein", "full", pytest.param("soma", marks=pytest.mark.sweep)])
 def test_weights_sharded_by_fsdp_give_the_same_loss_gradients_and_predictions(tmp_path, method, unused_tcp_port):
     processes.spawn(run_sharded, (method, unused_tcp_port, str(tmp_path)), nprocs=2)
     got = torch.load(tmp_path / "rank0.pt", weights_only=True)
