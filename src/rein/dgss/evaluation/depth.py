@@ -68,8 +68,8 @@ class DepthErrors:
         """The errors, NaN if no image was counted.
 
         Returns:
-            `abs_rel`: mean of |d - d*| / d*. `rmse`: root of the mean of (d - d*)^2, in the unit of the depth. `delta_1.25`: share of
-            pixels with max(d / d*, d* / d) < 1.25.
+            For a prediction p and the true depth d, `abs_rel`: mean of abs(p - d) / d. `rmse`: root of the mean of (p - d)^2, in the
+            unit of the depth. `delta_1.25`: share of pixels with max(p / d, d / p) < 1.25.
         """
         means = self._totals / self.images if self.images else torch.full_like(self._totals, torch.nan)
         return dict(zip(("abs_rel", "rmse", "delta_1.25"), means.tolist(), strict=True))
