@@ -5,7 +5,7 @@ JOBS ?= 2
 QUICK := adapter refinement stagewise config conformance parameters layout checkpoint injection
 DEVICE ?= cuda
 AMOUNT ?= --full
-GPU_RESULTS ?= benchmarks/results/gpu
+GPU_RESULTS ?= $(if $(filter --tiny,$(AMOUNT)),runs/gpu-tiny,benchmarks/results/gpu)
 CORE := -m "not sweep and not slow" tests --ignore tests/dgss --ignore tests/bench
 
 .PHONY: demo docs test test-quick test-backbones test-recipes fuzz test-oldest test-newest dist test-dist bench bench-gpu format clean

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     pretrain.main([*where, *amount])
     pretrain.main(["--work", str(work), "--export", "--to", str(weights)])
     out.mkdir(parents=True, exist_ok=True)
-    probe.main(["--weights", str(weights), "--out", str(out / "wider-probe.json"), *(["--repeats", "1"] if options.tiny else [])])
+    probe.main(["--weights", str(weights), "--out", str(out / "wider-probe.json"), *(["--tiny"] if options.tiny else [])])
     common = ["--weights", str(weights), "--device", options.device, "--workers", str(options.workers), "--work", str(work)]
     if options.tiny:
         return generalise(["streets", "mask2former", "--tiny", *common])

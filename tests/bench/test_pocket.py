@@ -189,10 +189,8 @@ def test_another_encoder_is_pretrained_exported_and_probed(other, monkeypatch, c
     model, stored = encoders.load(other / "weights.safetensors"), load_file(other / "weights.safetensors")
     assert model.patch_embed.img_size == (128, 128)
     assert all(torch.equal(value, stored[name].float()) for name, value in model.state_dict().items())
-    monkeypatch.setattr(probe, "STREETS", 2)
-    monkeypatch.setattr(probe, "EVALUATED", range(2000, 2002))
     monkeypatch.setattr(probe, "CHOOSING", (range(3), range(500, 502)))
-    command = ["--weights", str(other / "weights.safetensors"), "--out", str(other / "probe.json"), "--repeats", "1"]
+    command = ["--weights", str(other / "weights.safetensors"), "--out", str(other / "probe.json"), "--tiny"]
     probe.main(command)
     assert set(json.loads((other / "probe.json").read_text())) == {"random", "pretrained"}
     assert [row["step"] for row in probe.curve(other)] == [2]
