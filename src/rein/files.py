@@ -34,6 +34,8 @@ def replace_file(path: str | os.PathLike[str], content: bytes | memoryview) -> N
     """
     try:
         target = Path(path).resolve()
+        if target.is_symlink():  # a loop; before Python 3.13, resolve refuses it
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         mode = _mode_to_replace(target)
         _remove_abandoned(target)
         with _temporary(target, 0o666 if mode is None else mode) as (descriptor, temporary):
