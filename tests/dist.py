@@ -21,7 +21,7 @@ assert "site-packages" in str(root), root
 assert (root / "py.typed").is_file()
 vit = rein.wrap(timm.create_model("test_vit", num_classes=0))
 rein.save(vit, "adapter.safetensors")
-rein.load(timm.create_model("test_vit", num_classes=0), "adapter.safetensors")
+rein.load(rein.unwrap(vit), "adapter.safetensors")
 assert rein.testing.pocket_vit()(torch.zeros(1, 3, 64, 64)).isfinite().all()
 """
 CODE = {  # extra -> a program that uses it
