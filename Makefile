@@ -51,8 +51,8 @@ bench: .venv/installed  ## a sample of every benchmark, some minutes: results in
 bench-gpu: .venv/installed  ## everything that a GPU can tell: speed, then generalisation with a wider backbone; resumes when run again
 	$(BIN)/python -m pytest -n 0 -m gpu
 	$(BIN)/python -m benchmarks recipe plan throughput memory scaling routing data $(AMOUNT) --device $(DEVICE) --dtype bfloat16 \
-		--resume --minutes 25 --out $(GPU_RESULTS)
-	$(BIN)/python -m benchmarks.pocket.wider $(filter --tiny,$(AMOUNT)) --device $(DEVICE) --out $(GPU_RESULTS)
+		--resume --minutes 25 --out $(GPU_RESULTS); speed=$$?; \
+	$(BIN)/python -m benchmarks.pocket.wider $(filter --tiny,$(AMOUNT)) --device $(DEVICE) --out $(GPU_RESULTS) && exit $$speed
 
 docs: .venv/installed  ## the documentation, in docs/_build; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build

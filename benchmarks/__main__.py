@@ -28,7 +28,7 @@ import timm
 import torch
 
 import rein
-from benchmarks.options import Options, Parts
+from benchmarks.options import Options, Parts, check_device
 
 NAMES = ("params", "throughput", "memory", "plan", "scaling", "routing", "files", "data", "recipe", "depth", "int8")
 
@@ -139,17 +139,13 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     if unknown := sorted(set(parsed.names) - set(NAMES)):
         parser.error(f"unknown benchmark {', '.join(unknown)}; expected {', '.join(NAMES)}")
+    kind = check_device(parser, parsed.device)
     try:
-        kind = torch.empty(0, device=parsed.device).device.type
         parsed.out.mkdir(parents=True, exist_ok=True)
         (parsed.out / "try.part").write_text("")
         (parsed.out / "try.part").unlink()
-    except (RuntimeError, AssertionError) as error:
-        parser.error(f"--device {parsed.device}: {str(error).splitlines()[0]}")
     except OSError as error:
         parser.error(f"--out {parsed.out}: {error.strerror}; expected a folder that can be written to")
-    if kind not in ("cpu", "cuda"):
-        parser.error(f"--device {parsed.device}; expected cpu, cuda or cuda:N")
     options = Options(parsed.full, "cpu" if kind == "cpu" else parsed.device, getattr(torch, parsed.dtype), parsed.tiny)
     failed, deadline = [], time.monotonic() + 60 * parsed.minutes
     for name in parsed.names or NAMES:

@@ -21,15 +21,26 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from benchmarks.__main__ import machine, write
 from benchmarks.generalisation import data
 from benchmarks.generalisation.plan import PLANS, lengthened, tiny
 from benchmarks.generalisation.runs import draw_examples, run_plan, settings_of
 from benchmarks.generalisation.tables import as_text
+from benchmarks.options import check_device
 from benchmarks.pocket import encoders
 from rein.errors import InputError
+from rein.testing.models import POCKET
+
+BY_BLOCKS = "ablations"  # the plan that names blocks of pocket_vit
+ON_GPU = 4  # processes that share a GPU; each has memory of its own there
+
+
+def _encoder(parser: argparse.ArgumentParser, weights: Path) -> str:
+    """Name of the encoder of an exported file."""
+    try:
+        return encoders.about(weights)["encoder"]
+    except InputError as error:
+        parser.error(f"--weights: {error}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,13 +67,21 @@ def main(arguments: list[str] | None = None) -> int:
         help="use this backbone, which benchmarks.pocket.pretrain exported; default: pocket_vit",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="train each run for N steps, and choose the rates with such runs")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="set the device of every run")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="set the number of processes of one thread each")
+    parser.add_argument("--device", default="cpu", help="train on cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help=f"set the number of processes of one thread each; default: one for each core, {ON_GPU} with a GPU",
+    )
     parser.add_argument("--tiny", action="store_true", help="only try the code, at toy size")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.plans if name not in PLANS]:
         parser.error(f"unknown plan {unknown[0]!r}; expected one of {', '.join(map(repr, PLANS))}")
-    names = options.plans or [name for name, plan in PLANS.items() if plan.data != data.CAMVID or options.camvid]
+    other = options.weights is not None and _encoder(parser, options.weights) != POCKET
+    if other and BY_BLOCKS in options.plans:
+        parser.error(f"the plan {BY_BLOCKS} names blocks of {POCKET}. Name other plans, or leave out --weights")
+    fitting = {name: plan for name, plan in PLANS.items() if not (other and name == BY_BLOCKS)}
+    names = options.plans or [name for name, plan in fitting.items() if plan.data != data.CAMVID or options.camvid]
     if options.camvid is None and any(PLANS[name].data == data.CAMVID for name in names):
         parser.error("camvid needs the folder of its frames. Pass --camvid FOLDER")
     if options.tiny and options.out:
@@ -72,15 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--{name} {getattr(options, name)}; expected at least 1")
     if options.tiny and options.steps:
         parser.error("--tiny chooses the number of steps; leave out --steps")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no GPU")
-    if options.weights is not None:
-        try:
-            encoders.about(options.weights)
-        except InputError as error:
-            parser.error(f"--weights: {error}")
-        if "ablations" in names:
-            parser.error("the plan ablations names blocks of pocket_vit. Name other plans, or leave out --weights")
+    kind = check_device(parser, options.device)
+    workers = options.workers or (os.cpu_count() or 1 if kind == "cpu" else ON_GPU)
     work = options.work or Path("runs/generalisation-tiny" if options.tiny else "runs/generalisation")
     for folder in (work, options.out or work):
         try:
@@ -91,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         plan = replace(PLANS[name], weights=options.weights, device=options.device)
         plan = tiny(plan) if options.tiny else lengthened(plan, options.steps) if options.steps else plan
         try:
-            rows = run_plan(plan, work, options.camvid, options.workers)
+            rows = run_plan(plan, work, options.camvid, workers)
         except InputError as error:
             print(f"benchmarks.generalisation: {error}", file=sys.stderr)
             return 2
@@ -112,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
             "benchmark": plan.benchmark,
             "command": " ".join(["python -m benchmarks.generalisation", *given, *(["--tiny"] if options.tiny else [])]),
             "fit_cpu_seconds": round(sum(row["fit_cpu_seconds"] for row in rows if "fit_cpu_seconds" in row)),
-            "machine": machine(options.device) | {"threads": 1, "processes": options.workers},
+            "machine": machine(options.device) | {"threads": 1, "processes": workers},
             "about": plan.about,
             "source": "day",
             **settings_of(plan),

@@ -47,7 +47,7 @@ class Plan:
         limit: maximum number of CamVid frames of each kind.
         about: what the table shows.
         weights: file of another backbone, which `benchmarks.pocket.pretrain` exported.
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda` or `cuda:N`.
     """
 
     name: str
@@ -136,7 +136,8 @@ PLANS = {
 
 def lengthened(plan: Plan, steps: int) -> Plan:
     """The plan with runs of another length, for which the rates are chosen anew."""
-    return replace(plan, name=f"{plan.name} {steps} steps", budget=replace(plan.budget, steps=steps), choosing=None)
+    about = f"the plan {plan.name} with {steps} steps, for which the rates are chosen"
+    return replace(plan, name=f"{plan.name} {steps} steps", budget=replace(plan.budget, steps=steps), choosing=None, about=about)
 
 
 def tiny(plan: Plan) -> Plan:

@@ -210,6 +210,6 @@ def draw_examples(plan: Plan, content: dict[str, Any], work: Path) -> Path | Non
     folders = {name: folder for name, folder in folders.items() if (folder / "test" / "results.json").exists()}
     if not folders:
         return None
-    out = work / f"examples-{plan.stem}"
+    out = work / plan.benchmark.replace("generalisation", "examples", 1)
     compare(list(folders.values()), out, list(folders))
     return out / "panel.png"

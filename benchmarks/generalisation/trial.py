@@ -89,9 +89,10 @@ def configuration(
         seed: seed of the run.
         out: folder of the run.
         weights: file of the backbone, which `benchmarks.pocket.pretrain` exported; None means `pocket_vit`.
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda` or `cuda:N`.
     """
     factor = rates.method / rates.head
+    number = device.partition(":")[2]
     backbone: dict[str, Any] = {"backbone": POCKET}
     if weights is not None:
         name = encoders.about(weights)["encoder"]
@@ -124,7 +125,7 @@ def configuration(
         },
         "trainer": {
             "accelerator": "cpu" if device == "cpu" else "gpu",
-            "devices": 1,
+            "devices": [int(number)] if number else 1,
             "max_steps": budget.steps,
             "val_check_interval": budget.steps,
             "logger": False,

@@ -28,8 +28,12 @@ def build(name: str) -> nn.Module:
     """
     model = make_backbone(name, pretrained=False, **settings(name))
     fits = type(model) is VisionTransformer and model.cls_token is not None and model.num_prefix_tokens == 1
+    fits = fits and isinstance(model.norm_pre, nn.Identity)  # which the objective leaves out
     if not fits or model.patch_embed.patch_size not in ((4, 4), (8, 8), (16, 16)):
-        wanted = "a VisionTransformer of timm with a class token and no other prefix token, and patches of 4, 8 or 16 pixels"
+        wanted = (
+            "a VisionTransformer of timm with a class token and no other prefix token, no norm before the blocks (as CLIP's), "
+        )
+        wanted += "and patches of 4, 8 or 16 pixels"
         raise InputError(f"the pretraining cannot use {name}; expected {wanted}.")
     return model
 

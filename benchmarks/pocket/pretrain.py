@@ -4,7 +4,7 @@ python -m benchmarks.pocket.pretrain --work FOLDER             # renders the poo
 python -m benchmarks.pocket.pretrain --work FOLDER --export    # writes the weights of the last checkpoint into the package
 python -m benchmarks.pocket.pretrain --work FOLDER --encoder vit_small_patch8_224 --images 1500 --device cuda
 
-Needs only `pip install 'rein-adapter[train]'`. Labels are never read.
+Needs only the extra `train`: `pip install -e '.[train]'` in a clone. Labels are never read.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.options import check_device
 from benchmarks.pocket import encoders
 from benchmarks.pocket.masked import MaskedAutoencoder
 from benchmarks.pocket.pool import make_pool
@@ -72,7 +73,7 @@ def train_step(
 
 def train(options: argparse.Namespace) -> None:
     """Train up to `options.steps`; resume from the last checkpoint, if there is one."""
-    facts = {name: getattr(options, name) for name in ("encoder", "seed", "images", "batch", "steps")}
+    facts = {name: getattr(options, name) for name in ("encoder", "seed", "images", "batch", "steps", "device")}
     model, optimizer = build(options.seed, options.encoder, options.device)  # may refuse, so before the pool, which takes long
     pool = make_pool(options.work / f"pool-{options.seed}.npy", options.images, options.seed, options.threads)
     checkpoint = options.work / "checkpoint.pt"
@@ -103,6 +104,8 @@ def train(options: argparse.Namespace) -> None:
 
 def export(work: Path, to: Path) -> None:
     """Write the encoder of the last checkpoint in float16; the header says which run made it."""
+    if not (work / "checkpoint.pt").exists():
+        raise SystemExit(f"{work} has no checkpoint.pt. Pretrain first, without --export.")
     found = torch.load(work / "checkpoint.pt", weights_only=True, map_location="cpu")
     encoder = found["facts"]["encoder"]
     if to == POCKET_WEIGHTS and encoder != POCKET:
@@ -135,9 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="keep the pool (4.7 GB) and the checkpoint in this folder")
     parser.add_argument("--export", action="store_true", help="write the weights of the last checkpoint and exit")
-    parser.add_argument(
-        "--to", type=Path, default=POCKET_WEIGHTS, help="write the exported weights to this file; default: the package's"
-    )
+    parser.add_argument("--to", type=Path, help="write the exported weights to this file; default: the package's")
     parser.add_argument(
         "--encoder",
         default=POCKET,
@@ -154,14 +155,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
+    for name in ("images", "steps", "stop", "batch", "every", "keep", "threads"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)}; expected at least 1")
+    if options.to and not options.export:
+        parser.error("--to names the file of --export. Pass both")
+    check_device(parser, options.device)
     torch.set_num_threads(options.threads)
     if options.export:
-        export(options.work, options.to)
+        export(options.work, options.to or POCKET_WEIGHTS)
         return
     options.work.mkdir(parents=True, exist_ok=True)
     try:
         train(options)
-    except ReinError as error:
+    except (ReinError, ValueError) as error:
         parser.error(str(error))
 
 

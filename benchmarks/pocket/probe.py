@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.options import check_device
 from benchmarks.pocket import encoders
 from benchmarks.summary import spread
 from rein.backbones import normalization
@@ -48,14 +49,16 @@ def scenes(seeds: range, domain: str) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def features(model: nn.Module, images: Tensor) -> Tensor:
-    """Patch tokens of the blocks as one feature map, (B, 3 C, H / 8, W / 8)."""
+    """Patch tokens of the blocks as one feature map, (B, 3 C, H / P, W / P), on the CPU."""
+    device = next(model.parameters()).device
     depth = len(model.blocks)
     blocks = [depth // 2 - 1, 3 * depth // 4 - 1, depth - 1]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization(model))
     parts = [
-        model.forward_intermediates((part - mean) / std, indices=blocks, intermediates_only=True) for part in images.split(20)
+        model.forward_intermediates(((part - mean) / std).to(device), indices=blocks, intermediates_only=True)
+        for part in images.split(20)
     ]
-    return torch.cat([torch.cat(maps, 1) for maps in parts])
+    return torch.cat([torch.cat(maps, 1).cpu() for maps in parts])
 
 
 def flatten(maps: Tensor) -> Tensor:
@@ -116,12 +119,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--repeats", type=int, default=3, help="set the number of fits, on disjoint streets and with other random backbones"
     )
-    parser.add_argument(
-        "--weights", type=Path, default=POCKET_WEIGHTS, metavar="FILE", help="probe this exported file; default: pocket_vit"
-    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="probe this exported file; default: pocket_vit")
     parser.add_argument("--tiny", action="store_true", help="only try the code, with three streets and one fit")
     parser.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="probe the checkpoints of a pretraining run instead")
+    parser.add_argument("--device", default="cpu", help="compute the features on cpu, cuda or cuda:N")
     options = parser.parse_args(arguments)
+    if options.checkpoints and (options.weights or options.tiny or options.device != "cpu"):
+        parser.error("--checkpoints takes neither --weights, --tiny nor --device")
+    check_device(parser, options.device)
     torch.set_num_threads(1)
     if options.checkpoints:
         rows = curve(options.checkpoints)
@@ -130,8 +135,9 @@ def main(arguments: list[str] | None = None) -> None:
         options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         print(text_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
         return
+    weights = options.weights or POCKET_WEIGHTS
     try:
-        encoder = encoders.about(options.weights)["encoder"]
+        encoder = encoders.about(weights)["encoder"]
     except ReinError as error:
         parser.error(f"--weights: {error}")
     results: dict[str, dict] = {}
@@ -139,12 +145,12 @@ def main(arguments: list[str] | None = None) -> None:
         runs = []
         for repeat in range(1 if options.tiny else options.repeats):
             torch.manual_seed(repeat)
-            model = encoders.load(options.weights) if name == "pretrained" else encoders.build(encoder)
+            model = encoders.load(weights) if name == "pretrained" else encoders.build(encoder)
             first = 1000 + STREETS * repeat
             fit_on, evaluate_on = (
                 (range(first, first + 3), EVALUATED[:3]) if options.tiny else (range(first, first + STREETS), EVALUATED)
             )
-            runs.append(evaluate(model, fit_on, evaluate_on))
+            runs.append(evaluate(model.to(options.device), fit_on, evaluate_on))
         results[name] = {
             domain: {
                 "mean": round(spread(run[domain] for run in runs).mean, 1),

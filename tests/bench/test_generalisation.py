@@ -348,6 +348,8 @@ def test_another_backbone_runs_with_its_own_weights_in_a_folder_of_its_own(tmp_p
     built = Experiment(num_classes=19, **config["model"]).segmenter.backbone.state_dict()
     stored = load_file(wider)
     assert all(torch.equal(built[name], value.float()) for name, value in stored.items())
+    on_gpu = trial.configuration(EVERYONE["rein"], "linear", {}, TINY.budget, RATES_OF_A_RUN, 0, tmp_path, wider, "cuda:1")
+    assert (on_gpu["trainer"]["accelerator"], on_gpu["trainer"]["devices"]) == ("gpu", [1])
     random = trial.configuration(
         EVERYONE["freeze, random weights"], "linear", {}, TINY.budget, RATES_OF_A_RUN, 0, tmp_path, wider
     )
@@ -360,6 +362,7 @@ def test_another_backbone_runs_with_its_own_weights_in_a_folder_of_its_own(tmp_p
     [
         (["streets", "--weights", "nothing.safetensors"], "is not a file that `python -m benchmarks.pocket.pretrain --export"),
         (["ablations", "--weights", "WIDER"], "the plan ablations names blocks of pocket_vit"),
+        (["streets", "--device", "meta"], "--device meta; expected cpu, cuda or cuda:N"),
         (["--steps", "0"], "--steps 0; expected at least 1"),
         (["--tiny", "--steps", "5"], "leave out --steps"),
     ],
@@ -371,8 +374,26 @@ def test_options_that_cannot_be_used_are_refused_before_the_work(arguments, mess
     assert not list((tmp_path / "work").glob("*/*"))
 
 
+def test_another_backbone_runs_every_plan_but_the_one_that_names_blocks(wider, tmp_path, monkeypatch):
+    ran = []
+
+    def record(plan, *arguments):
+        ran.append(plan.name)
+        return []
+
+    monkeypatch.setattr(command, "run_plan", record)
+    monkeypatch.setattr(command, "draw_examples", lambda *arguments: None)
+    monkeypatch.setattr(command, "as_text", lambda content: "")
+    assert command.main(["--weights", str(wider), "--work", str(tmp_path)]) == 0
+    assert set(ran) == set(PLANS) - {"ablations", "camvid"}
+    found = json.loads((tmp_path / "generalisation-streets-wider.json").read_text())
+    assert found["command"] == "python -m benchmarks.generalisation streets --weights FILE"
+    assert found["backbone"]["name"] == "test_vit"
+
+
 def test_a_longer_run_chooses_its_rates_with_runs_of_its_length():
     plan = lengthened(PLANS["long"], 3000)
+    assert plan.about == "the plan long with 3000 steps, for which the rates are chosen"
     assert (plan.benchmark, plan.budget_of(0).steps, plan.budget_of(CHOOSING).steps) == (
         "generalisation-long-3000-steps",
         3000,

@@ -3,17 +3,18 @@
 import json
 from argparse import Namespace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.models import VisionTransformer
 
 import rein
-from benchmarks.pocket import encoders, pool, pretrain, probe, views
+from benchmarks.pocket import encoders, pool, pretrain, probe, views, wider
 from rein.backbones import input_spec, normalization
 from rein.dgss.scenes import DOMAINS, render_domains
 from rein.errors import CheckpointError, InputError
@@ -197,6 +198,35 @@ def test_another_encoder_is_pretrained_exported_and_probed(other, monkeypatch, c
     assert encoders.about()["encoder"] == "pocket_vit"
 
 
+def test_the_wider_comparison_runs_once_each_what_is_not_finished(tmp_path, monkeypatch):
+    called = []
+
+    def write(name):
+        def run(arguments):
+            called.append((name, arguments))
+            for flag in ("--to", "--out"):
+                if flag in arguments and name != "compare":
+                    path = Path(arguments[arguments.index(flag) + 1])
+                    save_file({}, path, {"about": "{}"})
+            return 0
+
+        return run
+
+    for module, name in ((wider.pretrain, "pretrain"), (wider.probe, "probe")):
+        monkeypatch.setattr(module, "main", write(name))
+    monkeypatch.setattr(wider, "generalise", write("compare"))
+    command = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--workers", "3"]
+    (tmp_path / "work").mkdir()
+    assert wider.main(command) == 0
+    assert [name for name, _ in called] == ["pretrain", "pretrain", "probe", "compare", "compare"]
+    assert called[-1][1][:3] == ["mask2former", "--steps", "2000"]
+    assert called[-1][1][-4:] == ["--workers", "3", "--out", str(tmp_path / "out")]
+    assert wider.main(command) == 0
+    assert [name for name, _ in called[5:]] == ["compare", "compare"]
+    with pytest.raises(SystemExit):
+        wider.main([*command, "--device", "meta"])
+
+
 def test_what_the_pretraining_cannot_use_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         pretrain.main(["--work", str(tmp_path), "--encoder", "vit_smal", "--images", "2"])
@@ -204,6 +234,18 @@ def test_what_the_pretraining_cannot_use_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         pretrain.main(["--work", str(tmp_path), "--encoder", "vit_small_patch16_dinov3", "--images", "2"])
     assert "expected a VisionTransformer of timm with a class token and no other prefix token" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no norm before the blocks"):
+        encoders.build("vit_base_patch16_clip_224")
+    for arguments, message in (
+        (["--stop", "0"], "--stop 0; expected at least 1"),
+        (["--to", "weights.safetensors"], "--to names the file of --export"),
+        (["--device", "meta"], "--device meta; expected cpu, cuda or cuda:N"),
+    ):
+        with pytest.raises(SystemExit):
+            pretrain.main(["--work", str(tmp_path), *arguments])
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="has no checkpoint.pt. Pretrain first"):
+        pretrain.main(["--work", str(tmp_path), "--export"])
     assert not list(tmp_path.glob("*"))  # found before images are rendered
     rein.save(rein.wrap(pocket_vit()), tmp_path / "adapter.safetensors")
     with pytest.raises(SystemExit):
