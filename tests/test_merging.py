@@ -17,11 +17,16 @@ WEIGHTS = [0.7, -0.4, 1.5]
 
 
 def randomise(adapter, *parts, keep=0.0):
-    """New values for the parameters whose names contain one of `parts`, plus `keep` times the values before."""
+    """New values for the parameters whose names contain one of `parts`, plus `keep` times the values before.
+
+    W_f is far from singular, so that the rounding of another version of torch does not decide whether a mixture exists.
+    """
     with torch.no_grad():
         for name, parameter in adapter.named_parameters():
             if any(part in name for part in parts):
                 new = torch.randn(parameter.shape) / parameter.shape[-1] ** 0.5 if parameter.ndim else torch.rand(())
+                if "delta_mlp" in name and parameter.ndim == 2:
+                    new = new + 3 * torch.eye(len(new))
                 parameter.copy_((1 - keep) * new + keep * parameter)
     return adapter
 
