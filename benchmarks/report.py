@@ -399,7 +399,7 @@ def throughput_plot(content: dict):
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_title("{}\n{} px, batch {}".format(*case), fontsize=9)
         axis.set_xlabel("cost over the bare backbone, %\n(median, quartiles; dotted: least possible)", fontsize=8)
-    axes[0][0].legend(fontsize=8)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="upper left", fontsize=8)
     return figure
 
 
