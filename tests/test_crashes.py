@@ -11,6 +11,7 @@ import stat
 import time
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -239,6 +240,15 @@ def test_a_symbolic_link_is_written_through(tmp_path):
     with pytest.raises(rein.CheckpointError, match=r"cannot write .*[Ss]ymlink loop|Too many levels of symbolic links"):
         replace_file(tmp_path / "loop", NEW)
     assert [entry.name for entry in (tmp_path / "a").iterdir()] == ["link"]
+
+
+def test_a_link_to_itself_is_refused_where_resolve_returns_it(tmp_path, monkeypatch):
+    """As from Python 3.13 on."""
+    monkeypatch.setattr(Path, "resolve", lambda self: Path(os.path.realpath(self)))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(rein.CheckpointError, match="Too many levels of symbolic links"):
+        replace_file(tmp_path / "loop", NEW)
+    assert (tmp_path / "loop").is_symlink()
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o666, 0o755])

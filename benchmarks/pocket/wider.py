@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = work if options.tiny else options.out or work
     out.mkdir(parents=True, exist_ok=True)
     device, tiny = ["--device", options.device], ["--tiny"] if options.tiny else []
-    weights, probed = work / "wider.safetensors", out / "wider-probe.json"
+    weights, probed = work / "wider.safetensors", work / "wider-probe.json"  # together, so that they fit each other
     if not weights.exists():
         amount = ["--images", "4", "--batch", "2", "--steps", "2"] if options.tiny else ["--images", str(PAIRS)]
         pretrain.main(["--work", str(work), "--encoder", ENCODER, "--threads", str(os.cpu_count()), *device, *amount])
@@ -52,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{weights}: {encoders.about(weights)}", flush=True)
     if not probed.exists():
         probe.main(["--weights", str(weights), "--out", str(probed), *device, *tiny])
+    if out != work:
+        shutil.copy(probed, out)
     common = ["--weights", str(weights), "--work", str(work), *device]
     common += [] if options.workers is None else ["--workers", str(options.workers)]
     if options.tiny:

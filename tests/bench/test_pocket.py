@@ -198,7 +198,7 @@ def test_another_encoder_is_pretrained_exported_and_probed(other, monkeypatch, c
     assert encoders.about()["encoder"] == "pocket_vit"
 
 
-def test_the_wider_comparison_runs_once_each_what_is_not_finished(tmp_path, monkeypatch):
+def test_the_wider_comparison_does_not_repeat_what_is_finished(tmp_path, monkeypatch):
     called = []
 
     def write(name):
@@ -219,6 +219,7 @@ def test_the_wider_comparison_runs_once_each_what_is_not_finished(tmp_path, monk
     (tmp_path / "work").mkdir()
     assert wider.main(command) == 0
     assert [name for name, _ in called] == ["pretrain", "pretrain", "probe", "compare", "compare"]
+    assert (tmp_path / "out/wider-probe.json").read_bytes() == (tmp_path / "work/wider-probe.json").read_bytes()
     assert called[-1][1][:3] == ["mask2former", "--steps", "2000"]
     assert called[-1][1][-4:] == ["--workers", "3", "--out", str(tmp_path / "out")]
     assert wider.main(command) == 0
@@ -264,10 +265,11 @@ def test_a_step_on_a_gpu_has_the_loss_of_the_cpu():
     assert losses[1] == pytest.approx(losses[0], rel=0.02)  # bfloat16 inside
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+@pytest.mark.parametrize("change", [{"seed": 4}, {"encoder": "test_vit"}, {"device": "meta"}])
+def test_a_checkpoint_of_another_run_is_refused(change, tmp_path):
     pretrain.train(options(tmp_path, stop=1))
     with pytest.raises(SystemExit, match="belongs to another run, .*Choose another --work"):
-        pretrain.train(options(tmp_path, seed=4))
+        pretrain.train(options(tmp_path, **change))
 
 
 def test_a_pair_of_the_pool_depends_only_on_seed_and_number(tmp_path):
